@@ -381,9 +381,9 @@ def test_the_corrected_model_answers_as_the_paper_says(folder):
 
 def test_the_number_of_threads_the_chunk_and_the_processes_change_no_byte(folder, monkeypatch):
     made = planned(folder, output={"path": "merged", "shard_size": "1KB"})
-    monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda: 1)
+    monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda: 1)
     first = merge(made, folder / "first")
-    monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda: 2)
+    monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda: 2)
     assert merge(made, folder / "second", chunk_elements=5).shards == first.shards
     place = PartialFolder(folder / "third", made.digest)
     place.prepare()

@@ -326,9 +326,9 @@ def scale_of(folder: Path, kind: str) -> float:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_number_of_threads_and_the_chunk_change_no_byte(family, monkeypatch, name):
-    monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda: 1)
+    monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda: 1)
     first = merge(planned(family, name), family / "first")
-    monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda: 2)
+    monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda: 2)
     assert merge(planned(family, name), family / "second", chunk_elements=16).shards == first.shards
 
 

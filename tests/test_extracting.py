@@ -179,7 +179,7 @@ def test_chunks_and_threads_change_no_byte(tmp_path, monkeypatch):
     write_checkpoints(tmp_path)
     found = []
     for threads, chunk in ((1, None), (2, 100), (2, 333)):
-        monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda threads=threads: threads)
         recipe = recipe_of(tmp_path, "ab", method="ties", output={"rank": RANK}, tensors=RULES)
         found.append(merge(plan(recipe), tmp_path / f"out{chunk}", chunk_elements=chunk).shards)
     assert found[0] == found[1] == found[2]

@@ -142,7 +142,7 @@ def test_chunks_and_threads_change_no_byte(tmp_path, monkeypatch):
     write_tasks(tmp_path)
     shards = []
     for number, (threads, chunk) in enumerate([(1, None), (2, 100), (2, 1000)]):
-        monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda threads=threads: threads)
         recipe = recipe_of(tmp_path, method="wudi", output={"format": "weights", "path": f"out{number}"})
         shards.append(merge(plan(recipe), chunk_elements=chunk).shards)
     assert shards[0] == shards[1] == shards[2]
@@ -331,7 +331,7 @@ def test_threads_change_no_byte_of_a_solved_adapter(tmp_path, monkeypatch):
     write_tasks(tmp_path)
     found = []
     for threads in (1, 2):
-        monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda threads=threads: threads)
         recipe = recipe_of(tmp_path, method="tsv", output={"rank": 4})
         found.append(merge(plan(recipe), tmp_path / str(threads)).shards)
     assert found[0] == found[1]

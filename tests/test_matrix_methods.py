@@ -353,9 +353,9 @@ def test_a_device_without_memory_is_one_sentence():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_number_of_threads_changes_no_byte(family, monkeypatch, threads):
-    monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda: threads)
+    monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda: threads)
     first = merged(family, "first")
-    monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda: 3 - threads)
+    monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda: 3 - threads)
     assert merged(family, "second").shards == first.shards
 
 

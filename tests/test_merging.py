@@ -306,7 +306,7 @@ def test_every_backend_merges_to_the_same_bytes(family, method, backend):
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
 def test_any_number_of_threads_merges_to_the_same_bytes(family, num_threads, monkeypatch):
     expected = merged(family, "expected", output={"shard_size": "600B"}, preference=PREFERENCE)
-    monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda: num_threads)
+    monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda: num_threads)
     found = merged(family, "found", output={"shard_size": "600B"}, preference=PREFERENCE)
     assert found.shards == expected.shards
 
@@ -547,7 +547,7 @@ def test_finite_value_that_the_outputs_dtype_cannot_hold_is_no_copy(tmp_path):
 def test_a_limit_of_memory_changes_no_byte(family, monkeypatch):
     monkeypatch.setattr(budget, "CHUNK_ELEMENTS", 64)
     monkeypatch.setattr(budget, "LEAST_CHUNK_ELEMENTS", 4)
-    monkeypatch.setattr("hub_magmax.merging.execution.num_threads", lambda: 2)
+    monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda: 2)
     merged(family, "free", chunk_elements=None, method="magmax")
     # Three tasks take 52 bytes per element of a chunk: room for two threads with 8 elements each.
     limit = budget.RUNTIME_BYTES + budget.TORCH_BYTES + 900

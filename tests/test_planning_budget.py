@@ -20,20 +20,24 @@ from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.merging.execution import merge
 from hub_magmax.methods import merge_method
 from hub_magmax.pipeline import plan
-from hub_magmax.planning import budget
+from hub_magmax.planning import budget, process_memory
 from hub_magmax.planning.budget import (
     CHUNK_ELEMENTS,
-    COMPILING_BYTES,
-    RUNTIME_BYTES,
-    RUNTIME_FILES,
-    TORCH_BYTES,
     Budget,
     budget_of,
     memory_bytes,
     peak_memory_bytes,
-    runtime_bytes,
+    threads_of,
 )
 from hub_magmax.planning.memory_rows import memory_rows, merge_memory
+from hub_magmax.planning.process_memory import (
+    BESIDE,
+    COMPILING_BYTES,
+    RUNTIME_BYTES,
+    RUNTIME_FILES,
+    TORCH_BYTES,
+    runtime_bytes,
+)
 from hub_magmax.planning.summary import describe
 from hub_magmax.recipe.loading import load_recipe, updated
 from hub_magmax.registry import METHODS
@@ -47,6 +51,12 @@ from tests.tiny_llama import write_llama
 def compiled(monkeypatch):
     """Loops that were compiled earlier, in whatever environment."""
     monkeypatch.setattr(dispatch.Compiled, "is_kept", lambda: True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """A machine on which a merge has one thread."""
+    monkeypatch.setattr(budget, "num_threads", lambda: 1)
 
 
 def large(**output):
@@ -69,6 +79,31 @@ def test_memory_is_that_of_chunks_and_of_what_is_kept_of_the_largest_tensors():
     assert memory_bytes(made, budget_of(made, 3)) == runtime + 2 * one  # there are two tensors
 
 
+def test_memory_is_that_of_as_many_threads_as_merge(monkeypatch):
+    monkeypatch.setattr(budget, "num_threads", lambda: 2)
+    made = large()
+    assert peak_memory_bytes(made) == memory_bytes(made, budget_of(made, 2))
+    assert dict(memory_rows(made, None))["memory"].endswith("in 2 threads")
+    monkeypatch.setattr("hub_magmax.planning.plan.Plan.num_remote", 1)
+    assert threads_of(large()) == 1  # what comes from the Hub is read in order
+
+
+def test_memory_counts_what_reading_a_tokenizer_leaves():
+    made = large()
+    with_tokenizer = replace(made, copied_bytes=10**7)
+    assert peak_memory_bytes(with_tokenizer) == peak_memory_bytes(made) + BESIDE * 10**7
+
+
+def test_checkpoints_in_several_dtypes_are_held_as_stored_and_in_float32(family):
+    stored = load_file(family / "base" / WEIGHTS)
+    tensors = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in stored.items()
+    }
+    assert plan(load_recipe(write_recipe(family))).stored_item_bytes == 4
+    write_checkpoint(family / "base", tensors)
+    assert plan(load_recipe(write_recipe(family))).stored_item_bytes == 8
+
+
 def test_bfloat16_takes_half_of_a_chunk_and_float64_twice_as_much():
     def of_chunks(stored):
         made = replace(large(), stored_item_bytes=stored)
@@ -78,16 +113,16 @@ def test_bfloat16_takes_half_of_a_chunk_and_float64_twice_as_much():
 
 
 def test_merge_without_torch_is_stated_without_it(monkeypatch):
-    monkeypatch.setattr(budget, "is_imported", lambda: False)
+    monkeypatch.setattr(process_memory, "is_imported", lambda: False)
     made = large()
     assert runtime_bytes(made) == RUNTIME_BYTES
     assert runtime_bytes(made, with_files=True) == RUNTIME_BYTES + RUNTIME_FILES
     assert runtime_bytes(replace(made, needs_torch=True)) == RUNTIME_BYTES + TORCH_BYTES
     assert runtime_bytes(large(device="cpu")) == RUNTIME_BYTES + TORCH_BYTES
-    monkeypatch.setattr(budget, "compiles_first", lambda num_elements, device: True)
+    monkeypatch.setattr(process_memory, "compiles_first", lambda num_elements, device: True)
     assert runtime_bytes(made) == RUNTIME_BYTES + COMPILING_BYTES
     monkeypatch.setattr(dispatch.Compiled, "is_kept", lambda: False)
-    monkeypatch.setattr(budget, "compiles_first", dispatch.compiles_first)
+    monkeypatch.setattr(process_memory, "compiles_first", dispatch.compiles_first)
     assert runtime_bytes(made) == RUNTIME_BYTES + TORCH_BYTES
 
 
@@ -175,7 +210,7 @@ def test_methods_are_advised_only_where_they_keep_the_limit(family):
 
 
 def test_change_that_is_advised_keeps_the_limit(monkeypatch):
-    monkeypatch.setattr(budget, "is_imported", lambda: False)
+    monkeypatch.setattr(process_memory, "is_imported", lambda: False)
     made = large()
     whole = replace(made, lock=replace(made.lock, method={**made.lock.method, "scope": "model"}))
     limit = runtime_bytes(made) + 2 * 2**20  # the codes of one tensor and no chunk
@@ -215,6 +250,9 @@ def test_what_compiling_takes_is_told_apart(monkeypatch):
     assert [*dict(memory_rows(by_torch, None))] == ["memory"] and describe(by_torch)["compiling_bytes"] == 0
 
 
+WEIGHTS = "model.safetensors"
+
+
 #: States and takes memory in a process of its own, as a command does.
 MEASURE = """
 import json, sys
@@ -237,6 +275,8 @@ CASES = {
     "ties": ("large", {"name": "ties"}),
     "bfloat16, dare": ("bfloat16", {"name": "dare"}),
     "by torch": ("tiny", {"name": "tunable_magmax"}),
+    "several dtypes": ("mixed", {"name": "average"}),
+    "a tokenizer": ("tokenizer", {"name": "average"}),
     "della, long rows": ("large", {"name": "della"}),
     "della_linear, norm": ("rows", {"name": "della_linear", "rescale": "norm"}),
     "sce": ("large", {"name": "sce", "density": 0.5}),
@@ -272,6 +312,14 @@ from hub_magmax import load_recipe, lock, plan
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.merging.profile import MemoryWatch, peak_resident_bytes
 from hub_magmax.pipeline import run
+from hub_magmax.planning.process_memory import (
+    BESIDE,
+    COMPILING_BYTES,
+    RUNTIME_BYTES,
+    RUNTIME_FILES,
+    TORCH_BYTES,
+    runtime_bytes,
+)
 from hub_magmax.planning.summary import describe
 
 recipe = load_recipe(sys.argv[1])
@@ -320,6 +368,8 @@ FAMILIES = {
     "rows": ((4096, 2048), torch.float32),
     "tiny": ((64, 64), torch.float32),
     "square": ((1200, 1200), torch.float32),
+    "mixed": ((8, 2**20), torch.float32),
+    "tokenizer": ((4, 2**20), torch.float32),
 }
 
 
@@ -330,5 +380,8 @@ def families(tmp_path_factory):
         base = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         for number, name in enumerate(("base", "a", "b", "c")):
             moved = 0.02 * torch.randn(shape, generator=torch.Generator().manual_seed(number))
-            write_checkpoint(folder / family / name, {"weight": (base + moved * (number > 0)).to(dtype)})
+            stored = torch.bfloat16 if (family, name) == ("mixed", "base") else dtype
+            write_checkpoint(folder / family / name, {"weight": (base + moved * (number > 0)).to(stored)})
+    vocabulary = {f"token {number:,}": number for number in range(500_000)}
+    (folder / "tokenizer" / "base" / "tokenizer.json").write_text(json.dumps({"vocab": vocabulary}))
     return folder

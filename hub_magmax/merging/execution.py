@@ -18,7 +18,7 @@ from hub_magmax.errors import ArgumentError, DamagedError, HubMagmaxError, Outpu
 from hub_magmax.files import from_here, os_errors
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dispatch import choose_backend
-from hub_magmax.kernels.lazy_imports import num_threads, one_thread
+from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.merging.engine import Engine
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import (
@@ -30,9 +30,10 @@ from hub_magmax.merging.output.report import (
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import MemoryWatch, Progress, Spent
 from hub_magmax.merging.workers import Workers
-from hub_magmax.planning.budget import MAX_THREADS, budget_of, takes_torch
+from hub_magmax.planning.budget import budget_of, threads_of
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
+from hub_magmax.planning.process_memory import takes_torch
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.text import number_of
@@ -166,8 +167,7 @@ def make_shards(
         missing = [*unfinished(own, sink, advance)]
         if len(missing) < len(own):
             LOG.info("resuming: %d of %d files are there", len(own) - len(missing), len(own))
-        in_order = plan.num_remote > 0
-        budget = budget_of(plan, 1 if in_order else min(num_threads(), MAX_THREADS))
+        budget = budget_of(plan, threads_of(plan))
         if chunk_elements:
             budget = replace(budget, chunk_elements=chunk_elements)
         backend = backend or backend_of(plan)
@@ -177,7 +177,7 @@ def make_shards(
             budget.num_threads,
             budget.chunk_elements,
         )
-        workers = Workers(budget, in_order=in_order)
+        workers = Workers(budget, in_order=plan.num_remote > 0)
         engine = Engine(plan, sources, place, advance, workers, sink.num_open, backend)
         with one_thread(), _telling_what_is_kept(len(own), len(own) - len(missing)) as count:
             try:

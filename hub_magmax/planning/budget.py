@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,11 +12,11 @@ from typing import Any
 from hub_magmax import methods
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
-from hub_magmax.kernels.dispatch import compiles_first, is_fused
-from hub_magmax.kernels.lazy_imports import is_imported
+from hub_magmax.kernels.lazy_imports import num_threads
 from hub_magmax.methods.matrices import decomposition_bytes, matrices_in
 from hub_magmax.planning import surveys
 from hub_magmax.planning.plan import Plan, SolvedJob, TensorJob
+from hub_magmax.planning.process_memory import beside_bytes, has_parts, runtime_bytes, takes_torch
 from hub_magmax.planning.solving import correction_bytes, solving_bytes
 from hub_magmax.planning.surveys import VECTOR
 from hub_magmax.recipe.merge_values import MergeValues
@@ -39,11 +38,6 @@ OPEN_CHUNKS = 8
 #: Most chunks of a tensor that is written only when all its elements are merged. Writing, reading and writing
 #: it again takes a twenty-fifth of a merge, measured.
 HELD_CHUNKS = 32
-
-#: Measured without tensors: the process with all that a merge imports, what torch adds, and what compiling
-#: loops does, once in an environment. Each has memory of its own, and code that the system maps from files.
-RUNTIME_BYTES, TORCH_BYTES, COMPILING_BYTES = 55_000_000, 125_000_000, 220_000_000
-RUNTIME_FILES, TORCH_FILES, COMPILING_FILES = 73_000_000, 61_000_000, 40_000_000
 
 #: Methods that take least memory.
 LIGHT_METHODS = ("average", "magmax")
@@ -110,7 +104,7 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
             `output.memory` does not limit these.
     """
     sizes = sorted((job.num_elements for job in plan.jobs if job.merged), reverse=True)
-    runtime = runtime_bytes(plan, with_files=with_files) + correction_bytes(plan)
+    runtime = runtime_bytes(plan, with_files=with_files) + correction_bytes(plan) + beside_bytes(plan)
     if plan.ranks:
         factors = map(partial(_of_factor, plan, budget), plan.jobs)
         at_once = heapq.nlargest(budget.num_threads, factors)
@@ -137,32 +131,6 @@ def _of_factor(plan: Plan, budget: Budget, job: TensorJob) -> float:
     return solving_bytes(plan, job)
 
 
-def runtime_bytes(plan: Plan, *, with_files: bool = False) -> int:
-    """Return what the process takes without tensors: fused merges do without torch."""
-    has_torch = takes_torch(plan) or is_imported() or "WORLD_SIZE" in os.environ
-    compiles = compiles_first(_num_elements(plan), plan.recipe.output.device)
-    own = RUNTIME_BYTES + TORCH_BYTES * has_torch + COMPILING_BYTES * compiles
-    files = RUNTIME_FILES + TORCH_FILES * has_torch + COMPILING_FILES * compiles
-    return own + files * with_files
-
-
-def _num_elements(plan: Plan) -> int:
-    return sum(job.num_elements for job in plan.jobs if job.merged)
-
-
-def takes_torch(plan: Plan) -> bool:
-    """Say whether torch computes or reads some of a merge."""
-    method = methods.get_method(plan.lock.method["name"])
-    fused = is_fused(_num_elements(plan), plan.recipe.output.device)
-    is_own = not method.is_built_in or method.form in ("tensor", "matrix") or method.statistics is not None
-    return plan.needs_torch or not fused or is_own or any(map(_has_parts, plan.surveyed))
-
-
-def _has_parts(values: MergeValues) -> bool:
-    """Say whether rows or columns of a tensor have weights of their own, by which torch merges."""
-    return bool(values.method.get("each", "tensor") != "tensor")
-
-
 def _chunked(sizes: Sequence[int], budget: Budget) -> list[int]:
     """Return the elements that each thread has in memory: of a large tensor, or of small ones together."""
     small = sum(size for size in sizes if size <= SMALL_ELEMENTS)
@@ -172,8 +140,13 @@ def _chunked(sizes: Sequence[int], budget: Budget) -> list[int]:
 
 
 def peak_memory_bytes(plan: Plan, *, with_files: bool = False) -> int:
-    """Return about how much memory one process needs that works with one thread; see `memory_bytes`."""
-    return memory_bytes(plan, budget_of(plan, 1), with_files=with_files)
+    """Return about how much memory one process needs on this machine; see `memory_bytes`."""
+    return memory_bytes(plan, budget_of(plan, threads_of(plan)), with_files=with_files)
+
+
+def threads_of(plan: Plan) -> int:
+    """Return how many threads merge: one where checkpoints are read from the Hub, which is in order."""
+    return 1 if plan.num_remote else min(num_threads(), MAX_THREADS)
 
 
 @dataclass(frozen=True)
@@ -217,7 +190,7 @@ class _Held:
         vectors = VECTOR * self.num_tasks if self.by_torch or size <= SMALL_ELEMENTS else 0
         surveyed = surveys.held_of_chunk(self.method.name, self.num_tasks, by_torch=self.by_torch)
         draws = self.method.held_bytes == 0 and "generator" in self.method.supplied and not surveyed
-        parts = WEIGHED * (1 + self.num_tasks) * _has_parts(self.values)
+        parts = WEIGHED * (1 + self.num_tasks) * has_parts(self.values)
         shares = SHARE * (1 + self.num_tasks) * (self.method.statistics == "fisher")
         return (rows + vectors + merged + surveyed + DRAWN * draws + parts + shares) * size + KEYS * draws
 
@@ -234,7 +207,7 @@ class _Held:
             return self._spreads(size)
         if self.method.held_bytes is None:
             return self._thresholds(size, self.num_tasks) + self._one_pass(size)
-        return self._selection(size) + PRODUCT * (1 + self.num_tasks) ** 2 * size / ROW * _has_parts(
+        return self._selection(size) + PRODUCT * (1 + self.num_tasks) ** 2 * size / ROW * has_parts(
             self.values
         )
 

@@ -17,6 +17,7 @@ from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.methods import get_method
 from hub_magmax.methods.data_statistics import REPRESENTATION
 from hub_magmax.planning.adapters import plan_adapter
+from hub_magmax.planning.budget import budget_of
 from hub_magmax.planning.fitting.data_statistics import check_correction, merged_by_statistics
 from hub_magmax.planning.fitting.integers import check_integers
 from hub_magmax.planning.layout import make_plan
@@ -84,7 +85,8 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
     Raises:
         CheckpointError: If a file that is copied is damaged.
         MismatchError: If the checkpoints do not fit each other.
-        RecipeError: If an adapter is asked for, and the tasks cannot become one.
+        RecipeError: If an adapter is asked for, and the tasks cannot become one, or the merge takes more than
+            `output.memory`.
         LockError: If a source, or a plug-in, is no longer what was locked.
         MissingDependencyError: If the plug-in that the lock merges by is not installed.
     """
@@ -114,7 +116,9 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         # An adapter is no model, whose files its base model keeps.
         left = () if recipe.output.is_adapter else left_behind(source, copied)
         copied_bytes = sum(source.size_of(path) or 0 for path in paths)
-    return replace(made, left_behind=left, copied_bytes=copied_bytes, dtypes=dtypes, tokens=tokens)
+    made = replace(made, left_behind=left, copied_bytes=copied_bytes, dtypes=dtypes, tokens=tokens)
+    budget_of(made, 1)  # raises where more is needed than there is
+    return made
 
 
 def _with_statistics(plan: Plan, cache: SourceCache) -> Plan:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from hub_magmax.evaluation.needs import LOADED_BYTES, LOADED_FILES, Needs
 from hub_magmax.kernels.dispatch import compiles_first, is_fused
-from hub_magmax.planning.budget import COMPILING_BYTES, COMPILING_FILES, peak_memory_bytes
+from hub_magmax.planning.budget import peak_memory_bytes, threads_of
 from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.process_memory import COMPILING_BYTES, COMPILING_FILES
 from hub_magmax.text import format_bytes
 
 #: Bytes of a process's own, and with files that it maps.
@@ -34,7 +35,9 @@ def compiling_bytes(plan: Plan) -> int:
 
 def memory_rows(plan: Plan, needs: Needs | None) -> Iterator[tuple[str, str]]:
     """Yield lines of a plan about memory, each a label and a text."""
-    yield "memory", f"about {_told(merge_memory(plan))}"
+    threads = threads_of(plan)
+    in_threads = f" in {threads} threads" if threads > 1 else ""
+    yield "memory", f"about {_told(merge_memory(plan))}{in_threads}"
     if needs is not None:
         yield "", f"in `run`, which loads the evaluation's data first, about {_told(run_memory(plan))}"
     if more := compiling_bytes(plan):
