@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.evaluation.statistics_writing import write_statistics
 from hub_magmax.kernels import dispatch
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.merging.execution import merge
@@ -300,6 +301,21 @@ def test_a_plan_states_what_its_merge_takes_within_a_quarter(case, families, tmp
     if name not in ("tiny", "square"):  # what is compiled once is not the merge's
         made = accepted(plan(load_recipe(tmp_path / "recipe.yaml")))
         merge(made, tmp_path / "first", backend=Compiled())
+    for stated, taken in measured(MEASURE, tmp_path / "recipe.yaml"):
+        assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
+
+
+def test_a_plan_states_what_a_merge_by_statistics_takes_within_a_quarter(tmp_path):
+    shape, tasks = (600, 1800), []
+    for number, name in enumerate(("base", "a", "b")):
+        value = torch.randn(shape, generator=torch.Generator().manual_seed(number))
+        write_checkpoint(tmp_path / name, {"layer.weight": value})
+        inputs = torch.randn((2000, shape[1]), generator=torch.Generator().manual_seed(number))
+        gram = {"layer.weight": inputs.T @ inputs / len(inputs)}
+        write_statistics(tmp_path / "of" / name / "gram.safetensors", gram, {"statistics": "gram"})
+        tasks.append({"name": name, "model": f"./{name}", "statistics": f"./of/{name}"})
+    values = {"schema": 1, "base_model": "./base", "tasks": tasks[1:], "method": "regmean"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values | {"output": {"path": "merged"}}))
     for stated, taken in measured(MEASURE, tmp_path / "recipe.yaml"):
         assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.lazy_imports import torch
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 #: `fisher`: mean square of the gradient of the log-likelihood, for every element of a tensor.
 #: `representation`: sums of products of the inputs of the head, in the merged model and in the task's own.
 StatisticsKind = Literal["gram", "merged_gram", "fisher", "representation"]
+
+#: Elements of a matrix that are read at a time.
+_READ_ELEMENTS = 2**19
 
 #: Those that methods take.
 KINDS: tuple[StatisticsKind, ...] = ("gram", "merged_gram", "fisher")
@@ -41,9 +44,14 @@ class TensorStatistics:
     scale: float = 1.0
     is_transposed: bool = False
 
-    def matrix(self, size: int) -> Float32[Tensor, "size size"]:
-        """Return all of them as a matrix."""
-        return torch.from_numpy(self.read(0, self.num_elements)).view(size, size)
+    def matrix(self, size: int) -> Float64[Tensor, "size size"]:
+        """Return all of them as a matrix, read some rows at a time."""
+        found = torch.empty((size, size), dtype=torch.float64)
+        num_rows = max(1, _READ_ELEMENTS // size)
+        for start in range(0, size, num_rows):
+            rows = found[start : start + num_rows]
+            rows.copy_(torch.from_numpy(self.read(start * size, (start + len(rows)) * size)).view_as(rows))
+        return found
 
 
 #: Made of the merge itself, under one preference.

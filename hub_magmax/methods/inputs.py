@@ -87,6 +87,7 @@ def least_squares(
         total.add_(found, alpha=weight)
         products.addmm_(wide, found, alpha=weight)
         mean.add_(wide, alpha=weight)
+        del wide, found  # before the next task's are made, and before the solution
     added = ridge * float(total.diagonal().mean())
     if not added and not bool(total.diagonal().all()):  # inputs that are always zero
         return _where_there_are_inputs(total, products, mean)
