@@ -1,6 +1,7 @@
 """Statistics of tasks' data, as locks make them: by hand, and against runs of one example at a time."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from hub_magmax.checkpoints.pinning import file_sha256
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, LockError, OutputError, RecipeError
-from hub_magmax.evaluation import statistics_origins
+from hub_magmax.evaluation import statistics_making, statistics_origins
 from hub_magmax.evaluation.collecting import FileNames, collected, linear_layers, seeing_inputs
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
@@ -28,10 +29,13 @@ from hub_magmax.evaluation.merged_moments import TaskRun, merged_moments
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.text import format_bytes
 from tests import oracles_data
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import accepted, read_merged, yaml_text
+from tests.test_checkpoints_adapter import write_adapter
 from tests.test_evaluation_evaluators import WORDS, word_tokenizer
+from tests.tiny_llama import write_llama
 
 
 @pytest.fixture
@@ -118,7 +122,10 @@ def test_information_of_a_constant_classifier_by_hand(folder):
 def test_a_second_lock_takes_what_is_there_and_the_first_file_is_the_same_each_time(folder, method):
     told = []
     first = lock(recipe_of(folder, method), report=told.append)
-    assert [line.split(" for ")[0] for line in told] == [
+    size, *runs = told
+    paths = [f"statistics/{n}/{'gram' if method == 'regmean' else 'fisher'}.safetensors" for n in "ab"]
+    assert all(path in size for path in paths) and f"about {size_of(folder / paths[0])} of each task" in size
+    assert [line.split(" for ")[0] for line in runs] == [
         f"running {n} on {c} of its examples," for n, c in (("a", 10), ("b", 8))
     ]
     told.clear()
@@ -129,6 +136,65 @@ def test_a_second_lock_takes_what_is_there_and_the_first_file_is_the_same_each_t
     path.unlink()
     assert lock(recipe_of(folder, method)) == first
     assert path.read_bytes() == before
+
+
+def size_of(path: Path) -> str:
+    """The size of a file's tensors as people are told it."""
+    return format_bytes(sum(tensor.nbytes for tensor in load_file(path).values()))
+
+
+def test_statistics_without_room_are_not_made(folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(OutputError, match=r"gram statistics of the tasks take about .* 100 B are free"):
+        lock(recipe_of(folder))
+    assert not (folder / "statistics").exists()
+
+
+@pytest.fixture
+def adapted(tmp_path):
+    """A language model with two adapters that change half of its attention."""
+    write_llama(tmp_path / "base")
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    for seed, name in enumerate("ab"):
+        write_adapter(tmp_path / name, base, ("q_proj", "v_proj"), seed, config={"task_type": "CAUSAL_LM"})
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"{name} good film"}))
+    return tmp_path
+
+
+def of_adapters(folder, method):
+    data = {n: {"dataset": f"./{n}.jsonl", "split": "train"} for n in "ab"}
+    tasks = [{"name": n, "model": f"./{n}", "statistics": f"./statistics/{n}"} for n in "ab"]
+    values = {"schema": 1, "base_model": "./base", "tasks": tasks, "method": method}
+    values |= {"statistics": {"evaluator": "log-likelihood", "data": data}, "output": {"path": method}}
+    return parse_recipe(values, folder=folder)
+
+
+@pytest.mark.parametrize(("method", "kind"), [("regmean", "gram"), ("fisher", "fisher")])
+def test_statistics_of_tensors_that_no_adapter_changes_are_neither_made_nor_read(
+    adapted, method, kind, monkeypatch
+):
+    recipe, path = of_adapters(adapted, method), adapted / "statistics" / "a" / f"{kind}.safetensors"
+    made = plan(recipe)
+    names = {*load_file(path)}
+    assert names and all(name.endswith(("q_proj.weight", "v_proj.weight")) for name in names)
+    assert {*made.by_statistics} == names
+    merge(made)
+
+    # Files of an earlier version have all of them, and are not made again.
+    scale = header_of(path).get("root_mean_square")
+    for name in "ab":
+        (adapted / "statistics" / name / f"{kind}.safetensors").unlink()
+    monkeypatch.setattr(
+        statistics_making, "changed_tensors", lambda lock, opened: opened["base_model"].index.tensors.keys()
+    )
+    locked = lock(recipe)
+    monkeypatch.undo()
+    assert {*load_file(path)} > names and header_of(path).get("root_mean_square") == scale
+    again = plan(recipe, locked)
+    assert again.by_statistics == made.by_statistics and again.bytes_in == made.bytes_in
+    merge(again, adapted / "again")
+    few, all_of_them = read_merged(adapted / method), read_merged(adapted / "again")
+    assert all(few[name].equal(tensor) for name, tensor in all_of_them.items())
 
 
 def test_checkpoints_are_hashed_once_to_compare_statistics(folder, monkeypatch):
@@ -219,7 +285,7 @@ def test_statistics_of_a_merge_are_made_together_and_told_where_it_is_another(fo
     told = []
     recipe = recipe_of(folder, "regmean_plusplus", preference={"weights": {"a": 0.7, "b": 0.3}})
     first = lock(recipe, report=told.append)
-    assert told == ["merging a, b block after block, for merged_gram statistics"]
+    assert told[1:] == ["merging a, b block after block, for merged_gram statistics"]
     assert lock(recipe) == first
     merge(accepted(plan(recipe, first)))
     other = recipe_of(folder, "regmean_plusplus", preference={"weights": {"a": 0.6, "b": 0.4}})

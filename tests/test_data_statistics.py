@@ -355,7 +355,8 @@ def test_a_comparison_of_both_kinds_has_the_statistics_of_both(family):
 
 def test_the_plan_says_which_tensors_have_statistics(family):
     made = planned(family)
-    assert "statistics   gram of 2 tensors; the other 2 are averaged by preference" in explain(made)
+    assert "statistics   gram of 2 tensors, in 3 files of " in explain(made)
+    assert "; the other 2 are averaged by preference" in explain(made)
     assert describe(made)["tensors_by_statistics"] == 2
     assert "fisher of 3 tensors" in explain(planned(family, "fisher"))
 

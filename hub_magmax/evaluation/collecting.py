@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,7 @@ def collected(
     columns: Columns,
     batch_size: int,
     base: TensorSource,
+    changed: Collection[str] | None = None,
 ) -> Statistics:
     """Return statistics of a kind, float32, from one run over all examples, in order.
 
@@ -51,15 +52,20 @@ def collected(
         columns: Of the inputs and labels.
         batch_size: Examples at a time; for `fisher` one always.
         base: The base model, whose names of tensors count.
+        changed: Names of the tensors that some task changes, the only ones of which statistics are returned;
+            None: all.
 
     Raises:
         EvaluationError: If the evaluator does not say likelihoods, where these are needed, or the model has
             nothing that the statistics could be about.
     """
     own, encode = FileNames.find(model.network, base), encode_unlabelled(evaluator) or evaluator.encode
+    changed = base.index.tensors if changed is None else changed
     if kind == "fisher":
         with about(evaluator, "fisher statistics"):
-            return _fisher(evaluator, model, encode(model, examples, columns, 1), own)
+            tensors, told = _fisher(evaluator, model, encode(model, examples, columns, 1), own)
+        return {name: tensor for name, tensor in tensors.items() if name in changed}, told
+    own = own.only(changed)
     with about(evaluator, "gram statistics"), Moments(model.network, own) as moments:
         evaluator.outcomes(model, encode(model, examples, columns, batch_size))
         return moments.result(model.name)
@@ -98,6 +104,13 @@ class FileNames:
         rows = {name: info.shape[0] for name, info in known.items() if info.shape}
         named = {name: file_name for name, file_name in found.items() if file_name}
         return cls(named, _one_below_the_other(table.joined), _one_below_the_other(table.split), rows)
+
+    def only(self, wanted: Collection[str]) -> FileNames:
+        """Return those of some tensors of the files."""
+        names = {name: found for name, found in self.names.items() if found in wanted}
+        beside = {name: found for name, found in self.beside.items() if not {*found}.isdisjoint(wanted)}
+        parts = {name: found for name, found in self.parts.items() if name in wanted}
+        return FileNames(names, beside, parts, self.rows)
 
     def has(self, name: str) -> bool:
         """Say whether the files hold a parameter."""

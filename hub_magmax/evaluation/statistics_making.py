@@ -13,6 +13,7 @@ from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.data_statistics import KIND
 from hub_magmax.checkpoints.names.model_classes import tied_head
 from hub_magmax.checkpoints.opening import open_checkpoints, open_source
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.collecting import FileNames, collected, likelihoods_of
@@ -31,6 +32,7 @@ from hub_magmax.evaluation.merged_moments import TaskRun, merged_moments
 from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.representations import TIED, find_head, no_head, summed_products
 from hub_magmax.evaluation.statistics_origins import CHECKPOINT, DATA, MERGE, Origins
+from hub_magmax.evaluation.statistics_sizes import tell_sizes
 from hub_magmax.evaluation.statistics_writing import sha256_of, write_statistics
 from hub_magmax.files import canonical_json, from_here
 from hub_magmax.kernels.lazy_imports import one_thread
@@ -84,9 +86,14 @@ class Making:
     def make_missing(self, kind: StatisticsKind, files: Mapping[str, str]) -> None:
         """Make the files that are missing here."""
         paths = self.missing(kind, files)
-        if paths and kind == OF_THE_MERGE:
+        if not paths:
+            return
+        with open_checkpoints(self.recipe, self.lock, self.cache) as opened:
+            changed = changed_tensors(self.lock, opened)
+            tell_sizes(kind, opened["base_model"], changed, paths, self.report)
+        if kind == OF_THE_MERGE:
             self._make_of_the_merge(paths)
-        elif paths and kind == REPRESENTATION:
+        elif kind == REPRESENTATION:
             self._make_representations(paths)
         else:
             for task, path in paths.items():
@@ -161,7 +168,14 @@ class Making:
             model = self._loading(evaluator).load(task, places[task])
             with one_thread():  # sums in an order that does not depend on how many there are
                 tensors, told = collected(
-                    kind, evaluator, model, examples, columns_of(data), self.origins.spec.batch_size, base
+                    kind,
+                    evaluator,
+                    model,
+                    examples,
+                    columns_of(data),
+                    self.origins.spec.batch_size,
+                    base,
+                    changed_tensors(self.lock, opened),
                 )
         write_statistics(path, tensors, self._facts(kind, task, examples, tensors) | told)
 
@@ -198,6 +212,7 @@ class Making:
                 model = loading.load(task, places[task])
                 run = partial(self._run, OF_THE_MERGE, evaluator, task, examples[task])
                 names = FileNames.find(model.network, opened["base_model"])
+                names = names.only(changed_tensors(self.lock, opened))
                 runs[task] = TaskRun(model.network, names, partial(run, model), weight)
             found = merged_moments(runs, method["off_diagonal"], method["ridge"])
         for task, (tensors, told) in found.items():
@@ -239,3 +254,15 @@ class Making:
     def _examples(self, task: str, evaluator: Evaluator) -> Any:
         data, labelled = self.origins.spec.data[task], encode_unlabelled(evaluator) is None
         return examples_for(evaluator, data, self.recipe, self.lock.datasets, labelled=labelled)
+
+
+def changed_tensors(lock: Lock, opened: Mapping[str, TensorSource]) -> frozenset[str]:
+    """Return the names of the tensors that some task changes, as far as headers tell.
+
+    Args:
+        lock: Names the tasks.
+        opened: Their checkpoints and the base model, by name.
+    """
+    base, tasks = opened["base_model"], [opened[task] for task in lock.tasks]
+    names = base.index.tensors
+    return frozenset(name for name in names if not all(task is base or task.keeps(name) for task in tasks))

@@ -83,6 +83,8 @@ class Engine:
         self.clock = Clock()
         kind, self._opened = get_method(plan.lock.method["name"]).statistics, ExitStack()
         self._statistics = self._opened.enter_context(open_statistics(plan.recipe, plan.lock, kind))
+        by_statistics = frozenset(plan.by_statistics)
+        self._by_statistics = {job.tensor for job in plan.jobs if job.name in by_statistics}
 
     def expect(self, names: Mapping[str, Iterable[str]], in_part: bool = False) -> None:
         """Tell each source which of its tensors are read next, in order."""
@@ -304,7 +306,10 @@ class Engine:
     def _rule(self, chunks: StoredChunks, shape: tuple[int, ...], values: MergeValues) -> Rule:
         """Return how one tensor is merged."""
         generator = CounterGenerator(self.plan.lock.seed, chunks.name)
-        known = self._statistics.of(chunks.name) if self._statistics else None
+        known = None
+        if self._statistics:
+            is_known = chunks.name in self._by_statistics
+            known = self._statistics.of(chunks.name) if is_known else (None,) * chunks.num_tasks
         return tensor_rule(chunks, shape, values.method, values.weights, generator, known)
 
     def _early(self, job: TensorJob, scaling: float, slot: TensorWriter) -> OnePassMerge:

@@ -226,7 +226,10 @@ class _Held:
         if self.surveys_model:
             return 0
         if self.method.form == "matrix":
-            of_jobs = (self.of_matrices(job) for job in self.plan.jobs if job.merged)
+            averaged = {job.name for job in self.plan.jobs if self.method.statistics is not None}
+            averaged = averaged.difference(self.plan.by_statistics)
+            jobs = (job for job in self.plan.jobs if job.merged and job.name not in averaged)
+            of_jobs = map(self.of_matrices, jobs)
             return sum(heapq.nlargest(self.budget.num_threads, of_jobs))
         return sum(map(self.of_tensor, sizes[: self.budget.num_threads]))
 

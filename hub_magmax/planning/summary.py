@@ -306,8 +306,10 @@ def _statistics(plan: Plan, num_merged: int) -> Iterator[Row]:
     if kind := methods.get_method(plan.lock.method["name"]).statistics:
         count = len(plan.by_statistics)
         tensors = number_of(count, "tensor")
-        text = f"{kind} of {tensors}; the other {num_merged - count:,} are averaged by preference"
-        yield "statistics", text
+        files = [file.size_bytes for task in plan.lock.statistics[kind].values() for file in task.files]
+        stored = f"{number_of(len(files), 'file')} of {format_bytes(sum(files))}"
+        averaged = f"the other {num_merged - count:,} are averaged by preference"
+        yield "statistics", f"{kind} of {tensors}, in {stored}; {averaged}"
 
 
 def _notes(plan: Plan) -> Iterator[Row]:

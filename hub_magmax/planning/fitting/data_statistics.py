@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from hub_magmax.checkpoints.data_statistics import AGAIN, DataStatistics
+from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, Problem
 from hub_magmax.methods.matrices import matrices_in
 from hub_magmax.planning.plan import Plan, TensorJob, TiedJob
+from hub_magmax.planning.statistics import BASE
 
 #: What to do about a correction that the output has no head for.
 _NO_HEAD = (
@@ -19,20 +22,36 @@ _NO_HEAD = (
 _MOST_TOLD = 3
 
 
-def merged_by_statistics(plan: Plan, statistics: DataStatistics) -> tuple[str, ...]:
+def merged_by_statistics(
+    plan: Plan, statistics: DataStatistics, opened: Mapping[str, TensorSource] = MappingProxyType({})
+) -> tuple[str, ...]:
     """Return the names of the merged tensors that all tasks that count have statistics of.
+
+    A tensor that no task changes, as far as headers tell, is merged without: its merge is the base model's.
+
+    Args:
+        plan: Of the merge.
+        statistics: Of the tasks.
+        opened: The tasks' checkpoints by name, where they say what they keep of the base model.
 
     Raises:
         MismatchError: If statistics have another shape than their tensor, only some tasks have them, or no
             tensor has any.
     """
-    described = [job for job in plan.merged if _described(job, statistics)]
+    changed = [job for job in plan.merged if not _is_kept(job, opened)]
+    described = [job for job in changed if _described(job, statistics)]
     if problems := [problem for job in described for problem in _problems(job, statistics)]:
         raise _error(statistics, problems)
-    if not described and any(_counting(job, statistics) for job in plan.merged):
+    if not described and any(_counting(job, statistics) for job in changed):
         first = next(iter(statistics.sources))
         raise _error(statistics, [(first, "no task has any of a merged tensor")])
     return tuple(job.name for job in described)
+
+
+def _is_kept(job: TensorJob, opened: Mapping[str, TensorSource]) -> bool:
+    """Say whether all tasks that count keep the base model's tensor."""
+    tasks = [source for name, source in opened.items() if name != BASE and name not in job.unread]
+    return bool(opened) and all(task.keeps(job.tensor) for task in tasks)
 
 
 def check_correction(plan: Plan, statistics: DataStatistics) -> None:
