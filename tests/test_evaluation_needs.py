@@ -1,15 +1,21 @@
 """What an evaluation will take is told before it starts."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections import namedtuple
 from dataclasses import replace
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlamaForCausalLM, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.batches import bytes_of_token
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.needs import check_download_room, check_fits, evaluation_needs
 from hub_magmax.evaluation.scoring import evaluate
@@ -18,6 +24,7 @@ from hub_magmax.planning.summary import describe, explain
 from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import LockedFile
+from hub_magmax.text import format_bytes
 from tests.families import recipe_values
 from tests.tiny_llama import write_llama
 
@@ -141,3 +148,53 @@ def test_dry_run_sees_that_a_column_is_missing(family):
     named = recipe_of(family, evaluation={"evaluator": "log-likelihood", "tasks": {"a": rows}})
     (found,) = [c for c in rehearse(plan(named), None) if c.subject == "data"]
     assert found.error is None
+
+
+def test_memory_of_a_batch_is_told_for_each_token_of_texts(family):
+    rows = {"text": ["a good film"]}
+    Dataset.from_dict(rows).to_json(family / "texts.jsonl")
+    evaluation = {"evaluator": "log-likelihood", "batch_size": 3}
+    evaluation["tasks"] = {"a": {"dataset": str(family / "texts.jsonl")}}
+    made = plan(recipe_of(family, evaluation=evaluation))
+    config = json.loads((family / "base" / "config.json").read_text())
+    vocabulary, width, between = (config[key] for key in ("vocab_size", "hidden_size", "intermediate_size"))
+    expected = 3 * (4 * vocabulary + 24 * width + 12 * between) + 16 * vocabulary
+    assert describe(made)["evaluation"]["token_bytes"] == expected
+    assert f"about {format_bytes(expected)} for each token of its longest text; more" in explain(made)
+    assert bytes_of_token({}, 3) == 0 and bytes_of_token({"text_config": config}, 3) == expected
+    assert "for each answer of an example" in explain(plan(recipe_of(family)))
+
+
+#: Takes a folder, and prints what is stated and taken by texts of one batch.
+BATCH = """
+import json, sys
+from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.evaluation.batches import bytes_of_token
+from hub_magmax.evaluation.evaluators import make_evaluator
+from hub_magmax.evaluation.evaluators.likelihoods import Row, log_likelihoods
+from hub_magmax.evaluation.evaluators.loading import load_model
+from hub_magmax.merging.profile import MemoryWatch
+
+evaluator = make_evaluator("log-likelihood", {})
+model = load_model(ModelPlace(sys.argv[1]), evaluator.model_class, evaluator.processor_class, "a test")
+log_likelihoods(model, [Row([1, 2, 3], 1)])
+with MemoryWatch() as watch:
+    before = watch.peak_bytes
+    log_likelihoods(model, [Row([1 + n, *[2] * 96], 1) for n in range(16)])
+print(json.dumps([bytes_of_token(model.network.config.to_dict(), 16) * 96, watch.peak_bytes - before]))
+"""
+
+
+def test_memory_of_a_batch_is_what_it_takes_within_a_quarter(family, tmp_path):
+    shutil.copytree(family / "base", tmp_path / "base")
+    config = LlamaConfig(
+        vocab_size=30_000, hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    done = subprocess.run(
+        [sys.executable, "-c", BATCH, str(tmp_path / "base")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    stated, taken = json.loads(done.stdout.splitlines()[-1])
+    assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"

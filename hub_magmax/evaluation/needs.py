@@ -7,10 +7,12 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hub_magmax.checkpoints.locations import location_of
 from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.batches import OF_LIKELIHOODS, bytes_of_token
 from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import (
     brings_data,
@@ -20,6 +22,7 @@ from hub_magmax.evaluation.evaluators import (
     evaluator_of,
     get_evaluator,
 )
+from hub_magmax.evaluation.evaluators.likelihoods import MOST_LOGITS
 from hub_magmax.evaluation.evaluators.loading import load_reader
 from hub_magmax.evaluation.evaluators.plugins import PluginEvaluator
 from hub_magmax.evaluation.scores import scores_for
@@ -45,12 +48,14 @@ class Needs:
         num_models: Models that are scored, one after the other.
         download_bytes: Weights that have to be downloaded into the cache, and are not there.
         held_bytes: Weights of the largest model, as they are stored; in memory while it is scored.
+        token_bytes: About what a batch takes for each token of its longest text; 0 where it is not known.
         joint: What is put between prompt and answer, in words; empty where the evaluator has no prompts.
     """
 
     num_models: int
     download_bytes: int
     held_bytes: int
+    token_bytes: int = 0
     joint: str = ""
 
     @property
@@ -68,12 +73,15 @@ class Needs:
 
 
 @step("looking at what scoring takes")
-def evaluation_needs(recipe: Recipe, lock: Lock, bytes_out: int) -> Needs | None:
+def evaluation_needs(
+    recipe: Recipe, lock: Lock, bytes_out: int, config: Mapping[str, Any] = MappingProxyType({})
+) -> Needs | None:
     """Return what the recipe's evaluation will take; None where there is none, or where it is done.
 
     Args:
         recipe, lock: What will be merged and scored.
         bytes_out: Of the merged model.
+        config: Values of its config.json, as far as they are known.
     """
     spec = recipe.evaluation
     if spec is None or scores_for(recipe) is not None:
@@ -87,8 +95,16 @@ def evaluation_needs(recipe: Recipe, lock: Lock, bytes_out: int) -> Needs | None
         num_models=len(run.sources) + 1,
         download_bytes=sum(map(bytes_to_copy, run.sources.values())),
         held_bytes=_largest_bytes(run, bytes_out),
+        token_bytes=_token_bytes(recipe, config),
         joint=joint[0] if joint else "",
     )
+
+
+def _token_bytes(recipe: Recipe, config: Mapping[str, Any]) -> int:
+    """Return what a batch takes for each token of its longest text, where it is asked for likelihoods."""
+    spec = recipe.evaluation
+    is_known = spec is not None and spec.evaluator.name in OF_LIKELIHOODS
+    return bytes_of_token(config, spec.batch_size) if spec is not None and is_known else 0
 
 
 def _largest_bytes(lock: Lock, bytes_out: int) -> int:
@@ -195,5 +211,16 @@ def evaluation_rows(recipe: Recipe, needs: Needs | None) -> Iterator[tuple[str, 
         own, resident = format_bytes(SCORING_BYTES), format_bytes(needs.resident_bytes)
         batch = f"a batch of {recipe.evaluation.batch_size} examples"
         yield "", f"about {own} per process, {resident} with files that the system maps, besides {batch}"
+        if needs.token_bytes:
+            yield "", _told(needs.token_bytes, recipe.evaluation.evaluator.name)
         if needs.joint:
             yield "", needs.joint
+
+
+def _told(token_bytes: int, evaluator: str) -> str:
+    """Say what a batch takes, in words."""
+    times = ", for each answer of an example" if evaluator == "multiple-choice" else ""
+    return (
+        f"the batch takes about {format_bytes(token_bytes)} for each token of its longest text{times}; "
+        f"more than {format_bytes(4 * MOST_LOGITS)} of logits are not held at once"
+    )

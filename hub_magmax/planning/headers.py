@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.damaged_files import refuse_damaged
 from hub_magmax.checkpoints.data_statistics import open_statistics
 from hub_magmax.checkpoints.error_keys import about_sources
@@ -117,6 +118,7 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         # An adapter is no model, whose files its base model keeps.
         left = () if recipe.output.is_adapter else left_behind(source, copied)
         copied_bytes = sum(source.size_of(path) or 0 for path in paths)
+        made = replace(made, config=stated_config(source))
     made = replace(made, left_behind=left, copied_bytes=copied_bytes, dtypes=dtypes, tokens=tokens)
     budget_of(made, 1)  # raises where more is needed than there is
     return made

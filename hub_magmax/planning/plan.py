@@ -221,6 +221,7 @@ class Plan(Brief):
         left_behind: Files, and folders with a slash at their end, of the source whose files are copied, that
             are not; for a notice.
         copied_bytes: Of the files that are copied from it.
+        config: Values of the config.json that is among them.
         metadata: Of the output's headers, beside the merge's own.
         lost_metadata: Keys of the same source's headers that are left out.
         stored_item_bytes: Of an element of a merged tensor as it is stored, the widest of all.
@@ -243,6 +244,7 @@ class Plan(Brief):
     in_spite_of: tuple[str, ...] = ()
     left_behind: tuple[str, ...] = ()
     copied_bytes: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict, hash=False, repr=False)
     metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
     lost_metadata: tuple[str, ...] = ()
     dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)

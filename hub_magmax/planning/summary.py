@@ -121,7 +121,7 @@ def coefficients(plan: Plan) -> dict[str, float] | None:
 
 def describe(plan: Plan) -> dict[str, Any]:
     """Return the summary that `plan --json` prints."""
-    needs = evaluation_needs(plan.recipe, plan.lock, plan.bytes_out)
+    needs = evaluation_needs(plan.recipe, plan.lock, plan.bytes_out, plan.config)
     merged = [job for job in plan.jobs if job.merged]
     copied = [job for job in plan.jobs if not job.merged]
     return {
@@ -183,7 +183,7 @@ def _sources_and_output(plan: Plan) -> dict[str, Any]:
 @checked
 def explain(plan: Plan) -> str:
     """Return the plan in words, for a person to read before it is carried out."""
-    needs = evaluation_needs(plan.recipe, plan.lock, plan.bytes_out)
+    needs = evaluation_needs(plan.recipe, plan.lock, plan.bytes_out, plan.config)
     rows = [*_sources_and_method(plan), *_tensors(plan), *_notes(plan)]
     rows += [
         ("reads", _reads(plan)),

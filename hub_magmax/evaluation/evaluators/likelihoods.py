@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Most tokens that are run together, and most logits of them: half a gigabyte in float32.
 _MOST_TOKENS = 16_384
-_MOST_LOGITS = 2**27
+MOST_LOGITS = 2**27
 
 #: Names of the longest context in configurations, as transformers' models call it.
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -157,7 +157,7 @@ def _groups(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
         longest = len(rows[(group or [index])[0]].tokens)
         kept = longest - min(rows[i].first for i in (*group, index))
         size = len(group) + 1
-        if group and (size * longest > _MOST_TOKENS or size * kept * vocabulary > _MOST_LOGITS):
+        if group and (size * longest > _MOST_TOKENS or size * kept * vocabulary > MOST_LOGITS):
             yield group
             group = []
         group.append(index)
