@@ -28,7 +28,7 @@ import yaml
 from safetensors.torch import save_file
 
 from benchmarks import timing
-from benchmarks.run import METHODS
+from benchmarks.run import METHODS, OF_MATRICES
 
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 
@@ -39,7 +39,12 @@ FAMILIES: Mapping[str, tuple[int, tuple[int, ...], torch.dtype, int]] = {
     "large": (1, (24, 2**20), torch.float32, 3),
     "bfloat16": (2, (16, 2**20), torch.bfloat16, 3),
     "one task": (3, (4, 2**20), torch.float32, 1),
+    "two tasks": (3, (4, 2**20), torch.float32, 2),
+    "matrices": (3, (768, 1024), torch.float32, 3),
 }
+
+#: Methods that take one task or two, or whole matrices, by the family that they merge.
+OF_FAMILY = {"one task": ("slerp", "arcee_fusion"), "two tasks": ("nuslerp",), "matrices": OF_MATRICES}
 
 
 def write_family(folder: Path, name: str) -> None:
@@ -93,7 +98,9 @@ def rows(only: list[str], families: list[str]) -> Iterator[dict[str, Any]]:
     for family in families:
         with tempfile.TemporaryDirectory(prefix="memory-") as place:
             write_family(Path(place), family)
-            for title, method in METHODS.items():
+            own = {name: {"name": name} for name in OF_FAMILY.get(family, ())}
+            every = own if family in ("two tasks", "matrices") else {**METHODS, **own}
+            for title, method in every.items():
                 if any(fnmatchcase(title, pattern) for pattern in only or ["*"]):
                     yield {"family": family, "method": title, **measure(Path(place), family, method)}
 
