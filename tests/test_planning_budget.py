@@ -19,6 +19,7 @@ from hub_magmax.evaluation.statistics_writing import write_statistics
 from hub_magmax.kernels import dispatch
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.merging.execution import merge
+from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.methods import merge_method
 from hub_magmax.pipeline import plan
 from hub_magmax.planning import budget, process_memory
@@ -303,6 +304,22 @@ def test_a_plan_states_what_its_merge_takes_within_a_quarter(case, families, tmp
         merge(made, tmp_path / "first", backend=Compiled())
     for stated, taken in measured(MEASURE, tmp_path / "recipe.yaml"):
         assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
+
+
+def test_a_large_tensor_that_no_adapter_changes_takes_no_survey(tmp_path):
+    base = {"embed.weight": torch.randn(8192, 2048), "layer.q_proj.weight": torch.randn(512, 512)}
+    write_checkpoint(tmp_path / "base", base)
+    for seed, name in enumerate("ab"):
+        write_adapter(tmp_path / name, base, ("q_proj",), seed)
+    method = {"name": "tunable_magmax", "selection": "top-n"}
+    values = recipe_values(("a", "b"), method=method, output={"path": "merged"})
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    merge(accepted(plan(load_recipe(tmp_path / "recipe.yaml"))), tmp_path / "first", backend=Compiled())
+    for stated, taken in measured(MEASURE, tmp_path / "recipe.yaml"):
+        assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
+    report = read_report(tmp_path / "merged" / REPORT_NAME)
+    assert sum(shard.num_unchanged for shard in report.shards) == base["embed.weight"].numel()
+    assert load_file(tmp_path / "merged" / WEIGHTS)["embed.weight"].equal(base["embed.weight"])
 
 
 def test_a_plan_states_what_a_merge_by_statistics_takes_within_a_quarter(tmp_path):

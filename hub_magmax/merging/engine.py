@@ -38,7 +38,8 @@ from hub_magmax.merging.survey import ModelRules, survey_all
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.merging.workers import Workers
 from hub_magmax.methods import Rule, get_method
-from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS
+from hub_magmax.methods.choice import always
+from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, gives_elements
 from hub_magmax.planning.plan import FactorJob, Plan, Shard, SolvedJob, TensorJob
 from hub_magmax.planning.statistics import shares_of
 from hub_magmax.recipe.merge_values import MergeValues
@@ -291,6 +292,8 @@ class Engine:
     def _merge(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> None:
         values, chunks, early = self.plan.values_of(job.tensor), self._chunks(job, self.reader), None
         rule = self.model_rules.part(job.tensor, values)
+        if rule is None and job.name in self.plan.unchanged and gives_elements(values):
+            rule = always(0)  # all tasks have the base model's elements, and a survey would keep every tie
         if rule is None:
             early = self._early(job, values.scaling, slot)
             chunks = replace(chunks, one_pass=early.chunk)

@@ -44,7 +44,7 @@ def single_task(chunks: "Chunks", *, preference: tuple[float, ...]) -> Rule:
 
     Uniform preference therefore gives the last task.
     """
-    return _always(_most_preferred(preference))
+    return always(_most_preferred(preference))
 
 
 @merge_method(
@@ -52,10 +52,11 @@ def single_task(chunks: "Chunks", *, preference: tuple[float, ...]) -> Rule:
 )
 def last_task(chunks: "Chunks") -> Rule:
     """Take everything from the last task: sequential fine-tuning as it is. Ignores the preference."""
-    return _always(chunks.num_tasks - 1)
+    return always(chunks.num_tasks - 1)
 
 
-def _always(task: int) -> Rule:
+def always(task: int) -> Rule:
+    """Return the rule that takes every element of one task, counted from zero."""
     import numpy as np
 
     from hub_magmax.kernels.ops import CHOSEN

@@ -112,9 +112,20 @@ def memory_bytes(plan: Plan, budget: Budget, *, with_files: bool = False) -> int
     held = [_Held(plan, values, budget, with_files, takes_torch(plan)) for values in plan.surveyed]
     chunks = max(sum(map(each.of_chunk, _chunked(sizes, budget))) for each in held)
     models = sum(each.of_tensor(sum(sizes)) for each in held if each.surveys_model)
-    surveyed = models + max(each.of_tensors(sizes) for each in held)
+    surveyed = models + max(each.of_tensors(_looked_at(plan)) for each in held)
     is_repeated = plan.lock.values.how.form not in ("elementwise", "linear")
     return runtime + int(chunks + surveyed) + _ahead_bytes(plan, budget, is_repeated=is_repeated)
+
+
+def _looked_at(plan: Plan) -> list[int]:
+    """Return the elements of each tensor that a survey may look at, the most first."""
+    left_out = plan.unchanged if all(map(gives_elements, plan.surveyed)) else ()
+    return sorted((job.num_elements for job in plan.merged if job.name not in left_out), reverse=True)
+
+
+def gives_elements(values: MergeValues) -> bool:
+    """Say whether a method gives elements to tasks by quotas: what no task changes needs no survey."""
+    return "selection" in values.method
 
 
 def _of_factor(plan: Plan, budget: Budget, job: TensorJob) -> float:

@@ -13,7 +13,6 @@ from hub_magmax.checkpoints.error_keys import about_sources
 from hub_magmax.checkpoints.index import EXACT_DTYPES, CheckpointIndex
 from hub_magmax.checkpoints.opening import open_inputs, open_pinned
 from hub_magmax.checkpoints.pinning import check_side_files, copied_files, left_behind
-from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, RecipeError
 from hub_magmax.methods import get_method
@@ -109,7 +108,7 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         else:
             made = make_plan(recipe, locked, opened)
             check_integers(made, opened)
-            made = _with_statistics(made, opened, cache)
+            made = _with_statistics(made, cache)
             made = replace(made, tokenizer=tokenizer)
             made = replace(made, config_changes=config_changes(made, opened))
         copied, source = locked.sources[files_from], opened[files_from]
@@ -124,7 +123,7 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
     return made
 
 
-def _with_statistics(plan: Plan, opened: Mapping[str, TensorSource], cache: SourceCache) -> Plan:
+def _with_statistics(plan: Plan, cache: SourceCache) -> Plan:
     """Return a plan that names the tensors merged by statistics, where its method needs these.
 
     Raises:
@@ -139,7 +138,7 @@ def _with_statistics(plan: Plan, opened: Mapping[str, TensorSource], cache: Sour
     with open_statistics(plan.recipe, plan.lock, kind, cache) as statistics:
         if statistics is None:
             return plan
-        plan = replace(plan, by_statistics=merged_by_statistics(plan, statistics, opened))
+        plan = replace(plan, by_statistics=merged_by_statistics(plan, statistics))
         return replace(plan, bytes_in=plan.bytes_in + bytes_of_statistics(plan, statistics))
 
 

@@ -85,6 +85,7 @@ def make_plan(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) ->
         lost_metadata=lost_metadata(indexes[files_from]),
         stored_item_bytes=_stored_item_bytes(jobs, indexes, lock),
         needs_torch=_needs_torch(jobs, lock, indexes),
+        unchanged=_unchanged(jobs, lock, opened),
         own_values=own_values,
     )
     return replace(made, bytes_in=made.bytes_in + bytes_looked_at(made, opened))
@@ -110,6 +111,15 @@ class _Unread:
     def of_means(self) -> tuple[str, ...]:
         """The sources that play no part in a mean of statistics."""
         return without_share(self.lock.sources, self._values)
+
+
+def _unchanged(jobs: Iterable[TensorJob], lock: Lock, opened: Mapping[str, TensorSource]) -> frozenset[str]:
+    """Return the merged tensors that no task which counts changes, as far as headers tell."""
+
+    def is_kept(job: TensorJob) -> bool:
+        return all(opened[task].keeps(job.tensor) for task in lock.tasks if task not in job.unread)
+
+    return frozenset(job.name for job in jobs if job.merged and is_kept(job))
 
 
 def _stored_item_bytes(jobs: Iterable[TensorJob], indexes: Mapping[str, CheckpointIndex], lock: Lock) -> int:

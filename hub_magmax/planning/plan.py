@@ -231,6 +231,7 @@ class Plan(Brief):
         config_changes: What config.json says of the output's weights, and not of those it was written for.
         tokenizer: Its files that are not copied as they are.
         by_statistics: Names of the tensors that are merged by statistics of the tasks' data.
+        unchanged: Names of the merged tensors that no task changes, as far as headers tell: of adapters.
         own_values: What rules say of the merge of a tensor, by the name of what is read for it.
     """
 
@@ -254,6 +255,7 @@ class Plan(Brief):
     stored_item_bytes: int = 4
     needs_torch: bool = True
     by_statistics: tuple[str, ...] = ()
+    unchanged: frozenset[str] = frozenset()
     own_values: Mapping[str, RuleValues] = field(default_factory=dict, hash=False)
 
     def values_of(self, tensor: str, values: MergeValues | None = None) -> MergeValues:

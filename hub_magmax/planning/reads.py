@@ -31,11 +31,16 @@ def _stored(job: TensorJob, sources: Mapping[str, TensorSource]) -> set[tuple[ob
     return {stored for source, tensor in read for stored in source.stored(tensor)}
 
 
+#: Looks at the whole model of methods that take several: at magnitudes, and at scores that these give.
+_LOOKS = {"pcb": 2}
+
+
 def bytes_looked_at(plan: Plan, sources: Mapping[str, TensorSource]) -> int:
     """Return the bytes that are read before the first tensor is merged, by methods that look at the model."""
     tasks = plan.lock.tasks
     return sum(
-        bytes_read((replace(job, unread=values.unread(tasks)) for job in plan.merged), sources)
+        _LOOKS.get(values.how.name, 1)
+        * bytes_read((replace(job, unread=values.unread(tasks)) for job in plan.merged), sources)
         for values in plan.surveyed
         if methods.surveys_model(values.method)
     )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Iterator, Sequence
 
 from hub_magmax.checkpoints.data_statistics import AGAIN, DataStatistics
-from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, Problem
 from hub_magmax.methods.matrices import matrices_in
 from hub_magmax.planning.plan import Plan, TensorJob, TiedJob
-from hub_magmax.planning.statistics import BASE
 
 #: What to do about a correction that the output has no head for.
 _NO_HEAD = (
@@ -22,9 +19,7 @@ _NO_HEAD = (
 _MOST_TOLD = 3
 
 
-def merged_by_statistics(
-    plan: Plan, statistics: DataStatistics, opened: Mapping[str, TensorSource] = MappingProxyType({})
-) -> tuple[str, ...]:
+def merged_by_statistics(plan: Plan, statistics: DataStatistics) -> tuple[str, ...]:
     """Return the names of the merged tensors that all tasks that count have statistics of.
 
     A tensor that no task changes, as far as headers tell, is merged without: its merge is the base model's.
@@ -32,13 +27,12 @@ def merged_by_statistics(
     Args:
         plan: Of the merge.
         statistics: Of the tasks.
-        opened: The tasks' checkpoints by name, where they say what they keep of the base model.
 
     Raises:
         MismatchError: If statistics have another shape than their tensor, only some tasks have them, or no
             tensor has any.
     """
-    changed = [job for job in plan.merged if not _is_kept(job, opened)]
+    changed = _changed(plan)
     described = [job for job in changed if _described(job, statistics)]
     if problems := [problem for job in described for problem in _problems(job, statistics)]:
         raise _error(statistics, problems)
@@ -48,10 +42,8 @@ def merged_by_statistics(
     return tuple(job.name for job in described)
 
 
-def _is_kept(job: TensorJob, opened: Mapping[str, TensorSource]) -> bool:
-    """Say whether all tasks that count keep the base model's tensor."""
-    tasks = [source for name, source in opened.items() if name != BASE and name not in job.unread]
-    return bool(opened) and all(task.keeps(job.tensor) for task in tasks)
+def _changed(plan: Plan) -> list[TensorJob]:
+    return [job for job in plan.merged if job.name not in plan.unchanged]
 
 
 def check_correction(plan: Plan, statistics: DataStatistics) -> None:
