@@ -6,6 +6,7 @@ Each locks the recipe itself where no lock is given. Nothing is written. Results
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, HubMagmaxError, RecipeError, SourceError
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
+from hub_magmax.merging.output.folder import refuse_taken
 from hub_magmax.pipeline import Run, carry_out, destination_of, lock, plan
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan
@@ -34,6 +36,8 @@ from hub_magmax.reporting.diagnosis import Diagnosis
 from hub_magmax.reporting.figures.writing import Picture
 from hub_magmax.reporting.tradeoff_surface import Surface
 from hub_magmax.text import ProgressBar, Report, step, unseen
+
+LOG = logging.getLogger(__name__)
 
 
 @checked
@@ -206,6 +210,8 @@ def run_together(
             first = first or locked
             planned, is_old = plan_unfinished(own, locked, cache, processes, in_spite_of)
             if processes.is_first:
+                if not is_old:
+                    refuse_taken(own.output_path)
                 check(planned, destinations[site], num_processes=processes.count)
             plans[site] = planned
             finished |= {site} if is_old else set()
@@ -242,6 +248,7 @@ def _failing(
     except HubMagmaxError as error:
         if processes.count > 1:
             raise
+        LOG.warning("%s: %s The others go on.", site, error)
         done[site] = error
 
 

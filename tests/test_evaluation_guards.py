@@ -8,6 +8,7 @@ import pytest
 
 from hub_magmax import pipeline
 from hub_magmax.errors import PublishError, RecipeError
+from hub_magmax.evaluation import scoring
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.guards import check_guards, regressed
 from hub_magmax.evaluation.scores import Scores, make_score
@@ -71,7 +72,7 @@ def regressing(images, tmp_path, monkeypatch):  # noqa: F811
     shutil.copytree(images, tmp_path / "work")
     recipe = image_recipe(tmp_path / "work")
     spec = recipe.to_dict()["evaluation"] | {"guard": {"general": {"dataset": "./rows.parquet"}}}
-    real = pipeline.evaluate
+    real = scoring.evaluate
 
     def worse(*arguments, **options):
         scores = real(*arguments, **options)
@@ -79,7 +80,7 @@ def regressing(images, tmp_path, monkeypatch):  # noqa: F811
         kept = [lost if (s.model, s.task) == ("merged", "general") else s for s in scores.scores]
         return Scores(scores.metric, scores.pipeline_tag, tuple(kept), scores.data, scores.evaluation_digest)
 
-    monkeypatch.setattr(pipeline, "evaluate", worse)
+    monkeypatch.setattr(scoring, "evaluate", worse)
     output = {"path": "merged", "push_to_hub": f"me/{tmp_path.name.replace('_', '-')}"}
     return updated(recipe, {"evaluation": spec, "output": output})
 

@@ -222,7 +222,7 @@ def test_traceback_names_no_token_whatever_it_quotes(family, monkeypatch, how):
         except OSError as error:
             raise KeyError("a token of another kind \x1b[2J") from error
 
-    monkeypatch.setattr("hub_magmax.cli.recipe_and_lock.parse_text", fail)
+    monkeypatch.setattr("hub_magmax.recipe.loading.parse_text", fail)
     found = CliRunner().invoke(main, ["validate", str(write_recipe(family)), *how])
     assert (found.exit_code, found.stdout) == (1, "")
     assert found.stderr.startswith("Traceback") and "KeyError: 'hf_… " in found.stderr

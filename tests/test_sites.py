@@ -68,6 +68,11 @@ def test_a_site_is_the_recipe_with_its_own_values():
         ({"output": {"pth": "x"}}, "sites.south.output.pth", "did you mean 'path'"),
         ("uniform", "sites.south", "should be"),
         ({"sites": {}}, "sites.south.sites", "unknown key"),
+        (
+            {"preference": {"weights": {"no name": 1}}},
+            "sites.south.preference.weights.no name",
+            "cannot be a name",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_site_is_told_at_its_key(tmp_path, site, place, what):
@@ -104,7 +109,8 @@ def test_a_plan_of_all_sites_counts_what_is_read_once(tmp_path, monkeypatch):
     write_family(tmp_path, "abc")
     write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
     said = invoke("plan", "recipe.yaml")
-    assert said == invoke("run", "recipe.yaml", "--dry-run")
+    assert invoke("run", "recipe.yaml", "--dry-run") == f"{said}all checks passed\n"
+    assert "once for 2 sites; writes" in said and "; memory about" in said
     assert "north: average, scaling 1; a 0.8, b 0.1, c 0.1; merged/north\n" in said
     found = json.loads(invoke("plan", "recipe.yaml", "--json"))
     one = json.loads(invoke("plan", "recipe.yaml", "--site", "north", "--json"))
@@ -185,6 +191,34 @@ def test_what_is_wrong_with_a_checkpoint_is_told_once(tmp_path, monkeypatch):
     write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
     said = invoke("run", "recipe.yaml", code=1)
     assert said.count("./c") == 1 and "FAILED" not in said
+
+
+def test_values_of_the_command_line_may_not_give_two_sites_one_place(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path, "abc")
+    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+    for key, place in (("path", "other"), ("push_to_hub", "me/of-two-sites")):
+        for verb in (["plan"], ["run"], ["run", "--dry-run"]):
+            said = invoke(*verb, "recipe.yaml", "--set", f"output.{key}={place}", code=1)
+            assert f"--set output.{key}" in said and "one place for the sites north and south" in said
+    assert not (tmp_path / "other").exists()
+    assert not HfApi().repo_exists("me/of-two-sites")
+    invoke("run", "recipe.yaml", "--site", "north", "--set", "output.path=other")
+    assert (tmp_path / "other").is_dir()
+
+
+def test_a_rehearsal_and_the_first_lines_tell_what_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path, "abc")
+    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine.txt").write_text("kept")
+    said = invoke("run", "recipe.yaml", "--dry-run", code=1)
+    assert "south: output" in said and "the output path is taken" in said and "north: output" not in said
+    done = invoke("run", "recipe.yaml", code=1)
+    assert done.index("elsewhere: the output path is taken") < done.index("merging 6 tensors by average")
+    assert "1 of 2 sites are done; merged in" in done
+    assert ", there" in invoke("plan", "recipe.yaml")
 
 
 @pytest.mark.slow

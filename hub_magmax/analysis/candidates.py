@@ -24,6 +24,7 @@ class Candidate:
         seeds: Of the draws to average over, for a method that draws; empty for the lock's seed.
         is_recipe: It is the recipe as it stands.
         is_listed: The comparison tries it anyway, and not only since it is the recipe.
+        title: What the model is, where it is a checkpoint.
         by_rules: The recipe's rules give tensors numbers of their own.
     """
 
@@ -34,6 +35,7 @@ class Candidate:
     is_recipe: bool = False
     by_rules: bool = True
     is_listed: bool = True
+    title: str = ""
 
     def same_as(self, other: Candidate) -> bool:
         """Say whether both give the same model."""
@@ -51,6 +53,11 @@ class Candidate:
         return f"the recipe: {self._name}" if self.is_recipe else self._name
 
     @property
+    def told(self) -> str:
+        """Return what is being scored, in words."""
+        return self.title or self.label
+
+    @property
     def group(self) -> str:
         """Return the label of what is tuned together: a method, or the recipe alone if it is not listed."""
         return self._name if self.is_listed else self.label
@@ -64,13 +71,15 @@ class Candidate:
 def base_model(num_tasks: int) -> Candidate:
     """Return a merge that adds nothing."""
     weights = (1 / num_tasks,) * num_tasks
-    return Candidate({"name": "average", "scaling": 0.0}, "none", weights, by_rules=False)
+    how = {"name": "average", "scaling": 0.0}
+    return Candidate(how, "none", weights, by_rules=False, title="the base model")
 
 
-def one_task(task: int, num_tasks: int) -> Candidate:
+def one_task(task: str, tasks: Sequence[str]) -> Candidate:
     """Return a merge that takes everything from one task."""
-    weights = tuple(float(other == task) for other in range(num_tasks))
-    return Candidate({"name": "single_task", "scaling": 1.0}, "one task", weights, by_rules=False)
+    weights = tuple(float(other == task) for other in tasks)
+    how = {"name": "single_task", "scaling": 1.0}
+    return Candidate(how, "one task", weights, by_rules=False, title=f"the checkpoint of {task}")
 
 
 def draws(method: Mapping[str, Any]) -> bool:

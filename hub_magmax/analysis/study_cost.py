@@ -1,4 +1,4 @@
-"""Cost of a study: the models that it merges and scores, told before the first; time for all, after it."""
+"""Cost of a study: the models that it merges and scores, told before the first; time, after the second."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _TOLD_SECONDS = 10
 
 
 class StudyCost:
-    """Tells what a study takes: before its first model how many there are, after it the time for all.
+    """Tells what a study takes: before its first model how many there are, after the second the time.
+
+    The first one loads the data and compiles loops, so it says little of the others.
 
     Args:
         plan: Says what a merge reads.
@@ -24,7 +26,7 @@ class StudyCost:
 
     def __init__(self, plan: Plan, report: Report) -> None:
         self._plan, self._report = plan, report
-        self._num_left = 0
+        self._num_left = self._num_timed = 0
 
     def announce(self, num_models: int, num_known: int | None, what: str, fewer: str = "") -> None:
         """Say what is ahead, in one line.
@@ -35,7 +37,7 @@ class StudyCost:
             what: The models in words, with what each is scored on.
             fewer: Keys of the recipe by which fewer are tried, if there are any.
         """
-        self._num_left = num_models - (num_known or 0)
+        self._num_left, self._num_timed = num_models - (num_known or 0), 0
         known = "" if num_known is None else f", {num_known:,} measured before"
         ahead = told_reads(self._plan, self._num_left) if self._num_left else ""
         parts = (what, ahead, f"fewer by {fewer}" if fewer else "")
@@ -43,13 +45,13 @@ class StudyCost:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Tell the time for all models once the first was merged and scored in this block."""
-        begun, num_left, self._num_left = monotonic(), self._num_left, 0
+        """Tell the time for all that follow once the second model was merged and scored in this block."""
+        begun, self._num_timed = monotonic(), self._num_timed + 1
         yield
-        seconds = monotonic() - begun
-        if num_left * seconds >= _TOLD_SECONDS:
+        seconds, num_left = monotonic() - begun, self._num_left - 2
+        if self._num_timed == 2 and num_left * seconds >= _TOLD_SECONDS:
             whole = format_seconds(num_left * seconds)
-            self._report(f"the first model took {seconds:.1f} s: about {whole} for all {num_left:,}")
+            self._report(f"the second model took {seconds:.1f} s: about {whole} for the {num_left:,} left")
 
 
 def told_reads(plan: Plan, num_models: int) -> str:

@@ -255,7 +255,7 @@ class _Bench:
         tasks = tuple(self._lock.tasks)
         found: list[Score] = []
         for task, batches in self.batches.items():
-            alone = one_task(tasks.index(task), len(tasks))
+            alone = one_task(task, tasks)
             found.append(self._score(task, task, self._scorer.score(alone, {task: batches})[task]))
         return tuple(found)
 

@@ -256,7 +256,7 @@ class CandidateScorer:
                     merged[seed] = self._merger.merge(*how, by_rules=candidate.by_rules)
                 weights = merged[seed].weights(float(candidate.method["scaling"]))
                 model = self._model.with_weights(weights)
-            measured = self._measured(model, batches, f"scoring {candidate.label}")
+            measured = self._measured(model, batches, f"scoring {candidate.told}")
         self._journal.add(key, measured)
         return measured
 

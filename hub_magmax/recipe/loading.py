@@ -20,7 +20,7 @@ from hub_magmax.recipe.checks import contradictions, option_problems, text_probl
 from hub_magmax.recipe.foreign import folder_error, refuse_foreign
 from hub_magmax.recipe.problems import all_problems, conflict, explain, in_recipe
 from hub_magmax.recipe.schema import Recipe
-from hub_magmax.recipe.sites import check_site, site_places, site_values
+from hub_magmax.recipe.sites import check_site, shared_places, site_places, site_values
 from hub_magmax.recipe.sound_part import sound_part
 from hub_magmax.recipe.strict_yaml import Place, read_yaml
 
@@ -200,18 +200,15 @@ def parse_recipe(
 
 def _site_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield what is wrong with the sites' own recipes; two of them may not have one place."""
-    places: dict[object, str] = {}
+    recipes: dict[str, Recipe] = {}
     for site in recipe.sites or {}:
         try:
-            found = site_recipe(recipe, site)
+            recipes[site] = site_recipe(recipe, site)
         except RecipeError as error:
             yield from (replace(one, key=("sites", site, *one.key)) for one in error.problems)
-            continue
-        output = found.output
-        for key, place in (("path", found.output_path), ("push_to_hub", output.push_to_hub)):
-            if place is not None and (other := places.setdefault(place, site)) != site:
-                text, hint = f"this is the place of the site {other} too", "give each site its own"
-                yield conflict(("sites", site, "output", key), text, hint)
+    for site, key, other in shared_places(recipes):
+        text, hint = f"this is the place of the site {other} too", "give each site its own"
+        yield conflict(("sites", site, "output", key), text, hint)
 
 
 def site_recipe(recipe: Recipe, site: str) -> Recipe:

@@ -91,6 +91,9 @@ _RULES: Mapping[str, str] = {
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"}
 
 
+#: Where pydantic finds what is wrong with a key of a mapping, below that key.
+_OF_KEY = "[key]"
+
 #: What to do about a value whose problem says no more.
 SEE_SCHEMA = "`hub-magmax schema` prints the values that each key takes"
 
@@ -179,6 +182,7 @@ def in_recipe(error: HubMagmaxError, file: str, places: Mapping[KeyPath, Place |
     return error.with_problem(problem, ": ".join(filter(None, (f"{problem.file}, {problem.place}", own))))
 
 
+# Complex, and flat: a branch for each kind of problem.
 def explain(
     error: ValidationError, prefix: KeyPath, known: type[BaseModel] | list[str], owner: str = ""
 ) -> Iterator[Problem]:
@@ -203,7 +207,8 @@ def explain(
             yield Problem("missing_key", text, key=prefix + path, hint=SEE_SCHEMA)
         elif entry["type"] != "too_short" or not any(_is_below(other["loc"], path) for other in entries):
             text, way = _value_text(entry, prefix + path)
-            yield Problem("value", text, key=prefix + path, hint=way or SEE_SCHEMA)
+            place = tuple(part for part in prefix + path if part != _OF_KEY)
+            yield Problem("value", text, key=place, hint=way or SEE_SCHEMA)
 
 
 def _is_below(path: KeyPath, above: KeyPath) -> bool:
@@ -235,7 +240,7 @@ def _value_text(entry: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
     if entry["type"] in _OTHER_FORMS and (form := _form(path, value)):
         return f"{shown(value, 60)} has another form than expected", form
-    if entry["type"] == "string_pattern_mismatch" and key == "name":
+    if entry["type"] == "string_pattern_mismatch" and key in ("name", _OF_KEY):
         rule = "use up to 64 letters, digits, _, . and -, the first a letter or digit"
         return f"{shown(value, 60)} cannot be a name", rule
     text = _rule(entry)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from hub_magmax.errors import KeyPath, RecipeError
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import listed, nearest, shown
 
 Found = TypeVar("Found")
@@ -39,6 +40,15 @@ def site_places(places: Mapping[KeyPath, Found], site: str) -> dict[KeyPath, Fou
     replaced = {path[: 2 if path[0] == "output" else 1] for path in own}
     common = (path for path in places if path[0:1] != ("sites",) and not {path[:1], path[:2]} & replaced)
     return {**{path: places[path] for path in common}, **own}
+
+
+def shared_places(recipes: Mapping[str, Recipe]) -> Iterator[tuple[str, str, str]]:
+    """Yield sites whose output is another's too: the site, the key of the output, and the other site."""
+    places: dict[object, str] = {}
+    for site, recipe in recipes.items():
+        for key, place in (("path", recipe.output_path), ("push_to_hub", recipe.output.push_to_hub)):
+            if place is not None and (other := places.setdefault(place, site)) != site:
+                yield site, key, other
 
 
 def check_site(sites: Mapping[str, Any] | None, site: str | None) -> None:
