@@ -340,19 +340,10 @@ def test_a_plan_states_what_a_merge_by_statistics_takes_within_a_quarter(tmp_pat
 #: The same of a whole run, with an evaluation.
 RUN = """
 import json, sys
-from dataclasses import replace
 from hub_magmax import load_recipe, lock, plan
 from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.merging.profile import MemoryWatch, peak_resident_bytes
 from hub_magmax.pipeline import run
-from hub_magmax.planning.process_memory import (
-    BESIDE,
-    COMPILING_BYTES,
-    RUNTIME_BYTES,
-    RUNTIME_FILES,
-    TORCH_BYTES,
-    runtime_bytes,
-)
 from hub_magmax.planning.summary import describe
 
 recipe = load_recipe(sys.argv[1])

@@ -32,6 +32,14 @@ def invoke(*words, code=0):
     return done.stdout if "--json" in words else done.output
 
 
+@pytest.fixture
+def two_sites(tmp_path, monkeypatch):
+    """A recipe with the sites north and south, beside its checkpoints in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path, "abc")
+    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+
+
 def test_a_site_is_the_recipe_with_its_own_values():
     values = recipe_values(
         method="average",
@@ -65,6 +73,12 @@ def test_a_site_is_the_recipe_with_its_own_values():
         ({"preference": {"weights": {"a": 0.5}}}, "sites.south.preference.weights", "the weights sum to 0.5"),
         ({"method": "tiez"}, "sites.south.method.name", "did you mean 'ties'"),
         ({"output": {"path": "merged/north"}}, "sites.south.output.path", "the place of the site north too"),
+        ({"output": {"path": "merged"}}, "sites.south.output.path", "the place of the site north too"),
+        (
+            {"output": {"path": "merged/north/x"}},
+            "sites.south.output.path",
+            "the place of the site north too",
+        ),
         ({"output": {"pth": "x"}}, "sites.south.output.pth", "did you mean 'path'"),
         ("uniform", "sites.south", "should be"),
         ({"sites": {}}, "sites.south.sites", "unknown key"),
@@ -83,10 +97,7 @@ def test_what_is_wrong_with_a_site_is_told_at_its_key(tmp_path, site, place, wha
     assert f", {place}: " in said and "line " in said and what.lower() in said.lower()
 
 
-def test_verbs_of_one_model_take_one_site(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_family(tmp_path, "abc")
-    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+def test_verbs_of_one_model_take_one_site(two_sites, tmp_path):
     assert "3 tasks, average, 2 sites" in invoke("validate", "recipe.yaml")
     said = invoke("merge", "recipe.yaml", code=1)
     assert "--site with one of north and south" in said
@@ -104,10 +115,7 @@ def test_verbs_of_one_model_take_one_site(tmp_path, monkeypatch):
         run(tmp_path / "recipe.yaml")
 
 
-def test_a_plan_of_all_sites_counts_what_is_read_once(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_family(tmp_path, "abc")
-    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+def test_a_plan_of_all_sites_counts_what_is_read_once(two_sites, tmp_path):
     said = invoke("plan", "recipe.yaml")
     assert invoke("run", "recipe.yaml", "--dry-run") == f"{said}all checks passed\n"
     assert "once for 2 sites; writes" in said and "; memory about" in said
@@ -136,10 +144,7 @@ def test_every_site_is_what_its_own_recipe_gives(tmp_path):
     assert all(isinstance(found, Run) and found.merged_before for found in again.values())
 
 
-def test_one_site_that_fails_leaves_the_others_whole(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_family(tmp_path, "abc")
-    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+def test_one_site_that_fails_leaves_the_others_whole(two_sites, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine.txt").write_text("kept")
     said = invoke("run", "recipe.yaml", code=1)
@@ -193,10 +198,7 @@ def test_what_is_wrong_with_a_checkpoint_is_told_once(tmp_path, monkeypatch):
     assert said.count("./c") == 1 and "FAILED" not in said
 
 
-def test_values_of_the_command_line_may_not_give_two_sites_one_place(hub, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_family(tmp_path, "abc")
-    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+def test_values_of_the_command_line_may_not_give_two_sites_one_place(hub, two_sites, tmp_path):
     for key, place in (("path", "other"), ("push_to_hub", "me/of-two-sites")):
         for verb in (["plan"], ["run"], ["run", "--dry-run"]):
             said = invoke(*verb, "recipe.yaml", "--set", f"output.{key}={place}", code=1)
@@ -207,10 +209,7 @@ def test_values_of_the_command_line_may_not_give_two_sites_one_place(hub, tmp_pa
     assert (tmp_path / "other").is_dir()
 
 
-def test_a_rehearsal_and_the_first_lines_tell_what_is_taken(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_family(tmp_path, "abc")
-    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
+def test_a_rehearsal_and_the_first_lines_tell_what_is_taken(two_sites, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine.txt").write_text("kept")
     said = invoke("run", "recipe.yaml", "--dry-run", code=1)

@@ -16,7 +16,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, DamagedError, HubMagmaxError, LockError, SourceError
 from hub_magmax.files import from_here, os_errors
-from hub_magmax.kernels.lazy_imports import num_threads, one_thread
+from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.merging.engine import Engine, FileInMaking, starting_order
 from hub_magmax.merging.execution import backend_of, finished, prepare, share, told, unfinished
 from hub_magmax.merging.output.folder import PartialFolder
@@ -24,7 +24,7 @@ from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import MemoryWatch, Progress, Spent
 from hub_magmax.merging.workers import Workers
-from hub_magmax.planning.budget import MAX_THREADS, budget_of
+from hub_magmax.planning.budget import budget_of, threads_of
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard, TensorJob
 from hub_magmax.processes import Processes, find_processes
@@ -143,10 +143,9 @@ def _begin(
 ) -> dict[str, _Site]:
     """Return the merges, with threads and memory that all of them share."""
     own = [plans[name] for name in places]
-    in_order = any(plan.num_remote for plan in own)
-    threads = 1 if in_order else min(num_threads(), MAX_THREADS)
-    budgets = [budget_of(plan, threads) for plan in own]
-    workers = Workers(min(budgets, key=lambda one: (one.num_threads, one.chunk_elements)), in_order=in_order)
+    budgets = [budget_of(plan, threads_of(plan)) for plan in own]
+    least = min(budgets, key=lambda one: (one.num_threads, one.chunk_elements))
+    workers = Workers(least, in_order=any(plan.num_remote for plan in own))
     sites: dict[str, _Site] = {}
     for name, place in places.items():
         plan = plans[name]

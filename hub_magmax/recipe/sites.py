@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Any, TypeVar
 
 from hub_magmax.errors import KeyPath, RecipeError
-from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.schema import Output, Recipe
 from hub_magmax.text import listed, nearest, shown
 
 Found = TypeVar("Found")
-
-#: Where a recipe is written that does not say it.
-_FOLDER = "merged"
 
 
 def site_values(values: Mapping[str, Any], site: str) -> dict[str, Any]:
@@ -28,7 +26,7 @@ def site_values(values: Mapping[str, Any], site: str) -> dict[str, Any]:
     own = {key: value for key, value in (values["sites"][site] or {}).items() if value is not None}
     common = {key: value for key, value in values.items() if key != "sites"}
     output = common.get("output") or {}
-    named = {"path": f"{output.get('path', _FOLDER)}/{site}"}
+    named = {"path": f"{output.get('path', Output().path)}/{site}"}
     if output.get("push_to_hub"):
         named["push_to_hub"] = f"{output['push_to_hub']}-{site}"
     return {**common, **own, "output": {**output, **named, **own.get("output", {})}}
@@ -43,12 +41,13 @@ def site_places(places: Mapping[KeyPath, Found], site: str) -> dict[KeyPath, Fou
 
 
 def shared_places(recipes: Mapping[str, Recipe]) -> Iterator[tuple[str, str, str]]:
-    """Yield sites whose output is another's too: the site, the key of the output, and the other site."""
-    places: dict[object, str] = {}
-    for site, recipe in recipes.items():
-        for key, place in (("path", recipe.output_path), ("push_to_hub", recipe.output.push_to_hub)):
-            if place is not None and (other := places.setdefault(place, site)) != site:
-                yield site, key, other
+    """Yield sites whose output is another's too, or a folder in it: the site, the key, and the other site."""
+    for (other, one), (site, recipe) in combinations(recipes.items(), 2):
+        paths = one.output_path, recipe.output_path
+        if paths[0].is_relative_to(paths[1]) or paths[1].is_relative_to(paths[0]):
+            yield site, "path", other
+        if recipe.output.push_to_hub is not None and recipe.output.push_to_hub == one.output.push_to_hub:
+            yield site, "push_to_hub", other
 
 
 def check_site(sites: Mapping[str, Any] | None, site: str | None) -> None:
@@ -57,7 +56,7 @@ def check_site(sites: Mapping[str, Any] | None, site: str | None) -> None:
         raise RecipeError(
             f"the recipe has {len(sites)} sites, and this is done for one",
             key=("sites",),
-            expected=f"--site with one of {listed([*sites])}",
+            expected=f"--site with one of {listed([*sites], 5)}",
             hint="`run`, `plan` and `validate` take all sites together.",
         )
     if site is not None and site not in (sites or {}):
