@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
     from hub_magmax.evaluation.scoring import evaluate as evaluate
+    from hub_magmax.evaluation.tail_shape import compare_tails as compare_tails
     from hub_magmax.fleet.canaries import canary as canary
     from hub_magmax.fleet.history import history as history
     from hub_magmax.fleet.rebuilding import rebuild as rebuild
@@ -48,6 +49,7 @@ _HOMES = {
     "Recipe": "recipe.schema",
     "canary": "fleet.canaries",
     "compare": "studies",
+    "compare_tails": "evaluation.tail_shape",
     "diagnose": "studies",
     "evaluate": "evaluation.scoring",
     "explain": "planning.summary",

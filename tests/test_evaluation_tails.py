@@ -21,7 +21,7 @@ def score(model, scores, probabilities=None):
 
 def cvar(values, level):
     falling = np.sort(np.asarray(values, dtype=np.float64))[::-1]
-    return float(cvar_estimates(falling[None], level)[0][0])
+    return float(cvar_estimates(falling[None], level, len(falling))[0][0])
 
 
 def slow_cvar(values, level):

@@ -66,6 +66,8 @@ def family(tmp_path_factory):
     (folder / "recipe.yaml").write_text(yaml_text(values))
     (folder / "other.yaml").write_text(yaml_text(values | {"method": "average", "output": {"path": "other"}}))
     (folder / "key.pem").write_text("a key")
+    for number, name in enumerate(("before.csv", "after.csv")):
+        (folder / name).write_text("\n".join(["loss", *(str(n % 7 + number) for n in range(40))]))
     write_what_mergekit_merged(folder)
     for name in ("recipe", "other"):
         run(load_recipe(folder / f"{name}.yaml"))

@@ -37,6 +37,7 @@ VERBS = {
     "schema": "recipes",
     "sign": "fleet",
     "sweep": "analysing",
+    "tails": "tails",
     "validate": "recipes",
     "verify": "fleet",
 }

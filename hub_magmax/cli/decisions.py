@@ -48,7 +48,8 @@ def predict(
     Example:
       hub-magmax predict merged rows.parquet --record decisions.jsonl
     """
-    from hub_magmax.fleet.decision_inputs import lines_of, read_inputs
+    from hub_magmax.evaluation.column_values import column_values
+    from hub_magmax.fleet.decision_inputs import lines_of
     from hub_magmax.fleet.predicting import INPUT_COLUMNS, Decoding, load_predictor, place_of
     from hub_magmax.fleet.recording import check_place, record_of
 
@@ -57,7 +58,7 @@ def predict(
     values: Iterable[Any] = (
         lines_of(sys.stdin.buffer)
         if inputs == STDIN
-        else read_inputs(inputs, column or INPUT_COLUMNS[predictor.task], split)
+        else column_values(inputs, column or INPUT_COLUMNS[predictor.task], split, "inputs")
     )
     with record_of(predictor, record, digest_inputs=digest_inputs) as ask:
         outputs = _ask_all(ask, values, record, split)

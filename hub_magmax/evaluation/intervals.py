@@ -73,8 +73,16 @@ def resampled_ranks(
     at_once = max(1, draws_at_once // size)
     for first in range(0, num_resamples, at_once):
         count = min(at_once, num_resamples - first)
-        uniform = (generator.random_raw(count * size) >> np.uint64(11)) * 2.0**-53
-        yield (uniform * size).astype(np.int64).reshape(count, size)
+        yield (_uniform(generator, count * size) * size).astype(np.int64).reshape(count, size)
+
+
+def uniform_draws(count: int, seed: int) -> Float64[np.ndarray, " draws"]:
+    """Return numbers drawn evenly from [0, 1), multiples of 2**-53."""
+    return _uniform(np.random.PCG64(seed), count)
+
+
+def _uniform(generator: np.random.PCG64, count: int) -> Float64[np.ndarray, " draws"]:
+    return (generator.random_raw(count) >> np.uint64(11)) * 2.0**-53
 
 
 @dataclass(frozen=True)

@@ -94,17 +94,30 @@ def example_loss(before: Score | None, after: Score | None) -> ExampleLoss | Non
     """Compare two models' single examples of one task; None unless both models' outcomes were kept."""
     if not before or not after or not before.outcomes or len(before.outcomes) != len(after.outcomes):
         return None
-    in_probability = bool(before.probabilities and after.probabilities)
-    kept = [score.probabilities if in_probability else score.outcomes for score in (before, after)]
-    first, second = np.asarray(kept, dtype=np.float64)
+    first, second = _compared(before, after)
+    losses, bounds = losses_of(before, after)
     return ExampleLoss(
         before.task,
         paired_difference(after.outcomes, before.outcomes),
-        tails(first - second, bounds=(-1, 1) if in_probability or _are_shares(first, second) else None),
+        tails(losses, bounds=bounds),
         *_flips(before.outcomes, after.outcomes),
         _worst(first, second),
-        in_probability,
+        in_probability=bool(before.probabilities and after.probabilities),
     )
+
+
+def losses_of(before: Score, after: Score) -> tuple[_Values, tuple[float, float] | None]:
+    """Return the loss of each example, and the ends of its scale, if there are any."""
+    first, second = _compared(before, after)
+    in_probability = bool(before.probabilities and after.probabilities)
+    return first - second, (-1, 1) if in_probability or _are_shares(first, second) else None
+
+
+def _compared(before: Score, after: Score) -> tuple[_Values, _Values]:
+    """Return the probabilities of the right answers where both have them, else the scores."""
+    if before.probabilities and after.probabilities:
+        return np.asarray(before.probabilities, np.float64), np.asarray(after.probabilities, np.float64)
+    return np.asarray(before.outcomes, np.float64), np.asarray(after.outcomes, np.float64)
 
 
 def _are_shares(*scores: _Values) -> bool:
@@ -151,12 +164,13 @@ def tails(
     if not wanted:
         return ()
     ordered = np.sort(values)[::-1]
-    found = {level: cvar_estimates(ordered[None], level) for level in wanted}
+    found = {level: cvar_estimates(ordered[None], level, len(ordered)) for level in wanted}
     ratios: dict[float, list[np.ndarray]] = {level: [] for level in wanted}
+    most = math.ceil(max(_num_in_tail(len(ordered), level) for level in wanted))
     for ranks in resampled_ranks(len(ordered), seed):
-        resampled = ordered[np.sort(ranks, axis=1)]
+        resampled = ordered[np.sort(np.partition(ranks, most - 1, axis=1)[:, :most], axis=1)]
         for level in wanted:
-            means, errors = cvar_estimates(resampled, level)
+            means, errors = cvar_estimates(resampled, level, len(ordered))
             # A resample without spread has no statistic; a small part of the error stands in for its own.
             least = 0.05 * found[level][1] + 1e-300
             ratios[level].append((means - found[level][0]) / np.maximum(errors, least))
@@ -183,14 +197,18 @@ def _num_in_tail(size: int, level: float) -> float:
 
 
 def cvar_estimates(
-    ordered: Float64[np.ndarray, "samples examples"], level: float
+    ordered: Float64[np.ndarray, "samples largest"], level: float, size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return each sample's CVaR and its standard error, from values that fall along the rows.
+    """Return the CVaR and its standard error of samples of a size.
+
+    Args:
+        ordered: The largest values of each sample, which fall along the rows; at least those in the tail.
+        level: At least 0 and below 1.
+        size: Of each sample.
 
     The error is that of the mean of the excess over the quantile, which is what CVaR's influence
     function leaves of each value (Trindade et al., Journal of Banking & Finance 31 (2007)).
     """
-    size = ordered.shape[1]
     inside = _num_in_tail(size, level)
     whole = math.ceil(inside)
     shares = np.clip(inside - np.arange(whole), 0, 1)

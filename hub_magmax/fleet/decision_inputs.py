@@ -6,53 +6,13 @@ import base64
 import binascii
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from hub_magmax.errors import EvaluationError, RecordError
-from hub_magmax.evaluation.data import READERS, load_examples
-from hub_magmax.recipe.model_names import is_there
-from hub_magmax.recipe.values import Data
-from hub_magmax.text import shown
 
 #: Modes of Pillow's images that come back from a PNG as they were.
 _PNG_MODES = ("1", "I;16", "L", "LA", "P", "RGB", "RGBA")
-
-
-def read_inputs(place: str, column: str, split: str) -> Sequence[Any]:
-    """Return the texts or images of a column.
-
-    Args:
-        place: A file (CSV, TSV, JSON lines, parquet), a folder, or a data set on the Hub.
-        column: Name of the column.
-        split: Of the data; of a single file, which is one split, `test` and `train` are all of it.
-
-    Raises:
-        EvaluationError: If it cannot be read, or has no such column.
-    """
-    is_path = place.startswith((".", "/", "~")) or Path(place).suffix in READERS
-    if not place or (is_path and not is_there(Path(place).expanduser())):
-        raise EvaluationError(
-            "there is no such file or folder",
-            where=f"inputs {place!r}",
-            expected="a file or folder of data, or the name of a data set on the Hub",
-            hint="Relative paths start in the current folder.",
-        )
-    try:
-        spec = Data(dataset=place, split=split)
-    except ValueError as error:  # of pydantic
-        raise EvaluationError("this is no name of data", where=f"inputs {shown(place)}") from error
-    examples = load_examples(spec, Path(), labelled=False)
-    if column not in examples.column_names:
-        raise EvaluationError(
-            f"there is no column {column!r}",
-            where=place,
-            expected=f"one of {', '.join(examples.column_names)}",
-            hint="Name it with --column.",
-        )
-    found: Sequence[Any] = examples[column]
-    return found
 
 
 def stored_input(asked: Any, *, digest_only: bool) -> dict[str, Any]:

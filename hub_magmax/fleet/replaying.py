@@ -11,8 +11,9 @@ from typing import Any
 
 from hub_magmax.checkpoints.locations import Location, Pin, location_of
 from hub_magmax.errors import EvaluationError, HubMagmaxError, RecordError
+from hub_magmax.evaluation.column_values import column_values
 from hub_magmax.files import canonical_json, from_here
-from hub_magmax.fleet.decision_inputs import digest_of, read_inputs, restored_input
+from hub_magmax.fleet.decision_inputs import digest_of, restored_input
 from hub_magmax.fleet.decision_record import TORN, Checked, Decision, Header, check_record, read_decisions
 from hub_magmax.fleet.predicting import GENERATION, INPUT_COLUMNS, Decoding, load_predictor, place_of
 from hub_magmax.recipe.arguments import checked, opened
@@ -161,7 +162,7 @@ class _Inputs:
             return None
         column = self.column or INPUT_COLUMNS[task]
         if column not in self._read:
-            values = read_inputs(self.place, column, self.split)
+            values = column_values(self.place, column, self.split, "inputs")
             self._read[column] = values, {digest_of(value): number for number, value in enumerate(values)}
         values, numbers = self._read[column]
         return values[numbers[digest]] if digest in numbers else None

@@ -1,0 +1,311 @@
+"""Gates of a claim about the shape of tails: thresholds, and the conditions one by one.
+
+Source: arXiv:2606.16511, whose thresholds are the defaults here. Beyond it: the number of exceedances is what
+its formula for the power asks at the shapes that were fitted; and scores that touch an end of their scale are
+refused, since a generalized Pareto distribution fits them well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.generalized_pareto import fit_pareto, goodness_of_fit
+from hub_magmax.evaluation.intervals import PERCENTILES, bootstrap_means, resampled_ranks
+
+Values = Float64[np.ndarray, " examples"]
+_Rows = Float64[np.ndarray, "resamples examples"]
+
+#: Ends of a scale, such as (0, 1) of probabilities.
+Bounds = tuple[float, float]
+
+#: Resamples behind the interval of a difference between CVaR, and between shapes.
+_NUM_TAIL_RESAMPLES, _NUM_SHAPE_RESAMPLES = 1000, 499
+
+#: Samples that are drawn for one test of the fit.
+_NUM_FITS = 199
+
+#: Exceedances that a fit needs at least.
+MIN_EXCEEDANCES = 10
+
+#: Below this shape a tail ends so abruptly that the likelihood is irregular.
+_LEAST_SHAPE = -0.5
+
+#: An end of the scale is touched by more than this share of the scores as near as this part of the scale.
+_TOUCHING_SHARE, _TOUCHING_PART = 0.01, 0.001
+
+
+@dataclass(frozen=True)
+class ShapeProtocol:
+    """Thresholds of the gates.
+
+    Attributes:
+        mean_margin: Means are equivalent if the interval of their difference lies within this.
+        tail_margin: Likewise for CVaR at `tail_level`. Both are in the unit of the scores; the paper's are
+            of scores on a logit scale.
+        tail_level: Of the CVaR that is compared.
+        quantile: Scores above this quantile are the tail.
+        shape_margin: The smallest difference of shapes that is claimed.
+        power: The probability with which this difference is found.
+        least_fit: P-value that the test of the fit has to exceed.
+        step, num_steps: The quantile is raised so often by this; each is compared with the next but one.
+        shape_change: By this at most the shape changes over two steps.
+    """
+
+    mean_margin: float = 0.10
+    tail_margin: float = 0.20
+    tail_level: float = 0.90
+    quantile: float = 0.95
+    shape_margin: float = 0.10
+    power: float = 0.80
+    least_fit: float = 0.05
+    step: float = 0.01
+    num_steps: int = 4
+    shape_change: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("mean_margin", "tail_margin", "shape_margin"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise EvaluationError(
+                    f"{name} is {getattr(self, name)}", where="tails", expected="a number above 0"
+                )
+        if not 0.5 <= self.quantile <= 0.95:
+            raise EvaluationError(
+                f"the quantile is {self.quantile}",
+                where="tails",
+                expected="from 0.5 to 0.95, since it is raised by 0.04 to see whether the shape stays",
+            )
+
+    def num_needed(self, *shapes: float) -> int:
+        """Return how many exceedances of each sample show a difference of shapes, two-sided at 5 %.
+
+        The variance of a fitted shape is (1 + shape)^2 / n. For equal shapes this is the paper's formula,
+        which gives 1,570 at shapes of 0.
+        """
+        normal = NormalDist()
+        factor = (normal.inv_cdf(0.975) + normal.inv_cdf(self.power)) / self.shape_margin
+        return math.ceil(sum((1 + shape) ** 2 for shape in shapes) * factor**2)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition of a claim.
+
+    Attributes:
+        name: Of the condition.
+        is_passed: None where an earlier one failed, so that nobody looked.
+        found: What was measured, and what was asked for.
+        advice: What it would take, where it failed.
+    """
+
+    name: str
+    is_passed: bool | None = None
+    found: str = ""
+    advice: str = ""
+
+
+class Gates:
+    """The gates of two samples.
+
+    Args:
+        scores: Both samples, as they are given.
+        bounds: Ends of the scale, for which the gates look at logits.
+        paired: Resamples draw the same examples of both.
+        protocol: Thresholds.
+        seed: Of resamples and draws.
+
+    Attributes:
+        difference: Of the shapes, with its 95 % interval, once it was looked at.
+    """
+
+    def __init__(
+        self,
+        scores: tuple[Values, Values],
+        bounds: Bounds | None,
+        paired: bool,
+        protocol: ShapeProtocol,
+        seed: int,
+    ) -> None:
+        self._scores, self._bounds, self._protocol = scores, bounds, protocol
+        self._logits = tuple(scores if bounds is None else (on_logit_scale(own, bounds) for own in scores))
+        # The same seed draws the same examples of samples of one size.
+        self._seeds = (seed, seed if paired else seed + 1)
+        self.difference: tuple[float, float, float] | None = None
+
+    def look(self) -> Iterator[Gate]:
+        """Yield each gate in order; after the first that failed, the rest without having looked."""
+        gates: dict[str, Callable[[], dict[str, Any]]] = {
+            "ends of the scale": self._ends,
+            "equivalent means": self._means,
+            "equivalent CVaR": self._cvars,
+            "number of exceedances": self._number,
+            "goodness of fit": self._fit,
+            "stability over thresholds": self._stability,
+            "difference of shapes": self._shapes,
+        }
+        goes_on = True
+        for name, look in gates.items():
+            gate = Gate(name, **look()) if goes_on else Gate(name)
+            goes_on = goes_on and bool(gate.is_passed)
+            yield gate
+
+    def _ends(self) -> dict[str, Any]:
+        """Neither sample heaps up at an end of its scale, named or not."""
+        for own in self._scores:
+            low, high = self._bounds or (float(own.min()), float(own.max()))
+            near = _TOUCHING_PART * (high - low)
+            share = float(
+                ((own >= high - near).sum() - (self._bounds is None)) / len(own)
+            )  # all have a largest
+            if self._bounds is not None:
+                share = max(share, float((own <= low + near).mean()))
+                if on_end := int(((own == low) | (own == high)).sum()):
+                    found = f"{on_end} scores are {low:g} or {high:g}, whose logits are infinite"
+                    return _failed(found, "Use scores before they are rounded or saturate, such as logits.")
+            if high > low and share > _TOUCHING_SHARE:
+                found = f"{share:.1%} of the scores of a sample lie at an end of the scale; 1 % may"
+                return _failed(found, "Use scores that do not saturate, such as logits.")
+        return {"is_passed": True, "found": "neither sample heaps up there"}
+
+    def _means(self) -> dict[str, Any]:
+        means = [bootstrap_means(own, seed) for own, seed in zip(self._logits, self._seeds, strict=True)]
+        seen = float(self._logits[0].mean() - self._logits[1].mean())
+        return _equivalent(seen, means, self._protocol.mean_margin, "means")
+
+    def _cvars(self) -> dict[str, Any]:
+        look = partial(cvars, level=self._protocol.tail_level)
+        resampled = [
+            _resampled(own, seed, _NUM_TAIL_RESAMPLES, look)
+            for own, seed in zip(self._logits, self._seeds, strict=True)
+        ]
+        seen = [float(look(own[None])[0]) for own in self._logits]
+        return _equivalent(seen[0] - seen[1], resampled, self._protocol.tail_margin, "CVaR")
+
+    def _number(self) -> dict[str, Any]:
+        numbers = [len(excesses_of(own, self._protocol.quantile)) for own in self._logits]
+        if min(numbers) < MIN_EXCEEDANCES:
+            needed = self._protocol.num_needed(0, 0)
+        else:
+            needed = self._protocol.num_needed(
+                *(shape_of(own, self._protocol.quantile) for own in self._logits)
+            )
+        found = f"{numbers[0]:,} and {numbers[1]:,}; {needed:,} are needed"
+        examples = math.ceil(needed / (1 - self._protocol.quantile))
+        if min(numbers) >= needed:
+            return {"is_passed": True, "found": found}
+        margin = self._protocol.shape_margin
+        advice = f"Score about {examples:,} examples of each, to tell shapes {margin:g} apart."
+        return _failed(found, advice)
+
+    def _fit(self) -> dict[str, Any]:
+        lines = []
+        for own in self._logits:
+            excesses = excesses_of(own, self._protocol.quantile)
+            shape = shape_of(own, self._protocol.quantile)
+            if shape < _LEAST_SHAPE:
+                found = f"a shape is {shape:.2f}, and below {_LEAST_SHAPE} a tail ends like a bounded score's"
+                return _failed(found, "Use scores that do not saturate; name their scale as bounds.")
+            p_value = goodness_of_fit(excesses, _NUM_FITS, self._seeds[0])
+            lines.append(f"{p_value:.3f}")
+            if p_value <= self._protocol.least_fit:
+                found = f"p = {', '.join(lines)}; more than {self._protocol.least_fit:g} is needed"
+                advice = "More examples do not mend it: the tail is of another family, or begins higher."
+                return _failed(found, advice)
+        return {"is_passed": True, "found": f"p = {', '.join(lines)}"}
+
+    def _stability(self) -> dict[str, Any]:
+        protocol, changes = self._protocol, []
+        quantiles = [protocol.quantile + protocol.step * n for n in range(protocol.num_steps + 1)]
+        for own in self._logits:
+            shapes = [shape_of(own, quantile) for quantile in quantiles]
+            changes += [abs(after - before) for before, after in zip(shapes, shapes[2:], strict=False)]
+        most = max(changes)
+        found = f"a shape changes by {most:.3f} at most; {protocol.shape_change:g} is allowed"
+        if most < protocol.shape_change:
+            return {"is_passed": True, "found": found}
+        return _failed(found, "Score more examples, or begin the tail higher: its shape is not reached yet.")
+
+    def _shapes(self) -> dict[str, Any]:
+        quantile, margin = self._protocol.quantile, self._protocol.shape_margin
+        first, second = (shape_of(own, quantile) for own in self._logits)
+        resampled = [
+            _resampled(own, seed, _NUM_SHAPE_RESAMPLES, partial(_shapes, quantile=quantile))
+            for own, seed in zip(self._logits, self._seeds, strict=True)
+        ]
+        low, high = (float(at) for at in np.percentile(resampled[0] - resampled[1], PERCENTILES))
+        self.difference = (first - second, low, high)
+        found = (
+            f"{first - second:+.3f} [{low:.3f}, {high:.3f}]; {margin:g} and an interval without 0 are needed"
+        )
+        if abs(first - second) >= margin and not low <= 0 <= high:
+            return {"is_passed": True, "found": found}
+        return _failed(found, "The shapes are too alike for a claim.")
+
+
+def _failed(found: str, advice: str) -> dict[str, Any]:
+    return {"is_passed": False, "found": found, "advice": advice}
+
+
+def _equivalent(seen: float, resampled: list[np.ndarray], margin: float, what: str) -> dict[str, Any]:
+    """Say whether the interval of a difference lies within a margin."""
+    low, high = (float(at) for at in np.percentile(resampled[0] - resampled[1], PERCENTILES))
+    found = f"the difference is {seen:+.3f} [{low:.3f}, {high:.3f}]; within ±{margin:g} is needed"
+    if -margin <= low and high <= margin:
+        return {"is_passed": True, "found": found}
+    if abs(seen) > margin:
+        return _failed(found, f"The {what} themselves differ: say that, and nothing of the shape.")
+    return _failed(found, f"Score more examples, until the interval of the {what} is narrower.")
+
+
+def on_logit_scale(scores: Values, bounds: Bounds) -> Values:
+    """Return the logits of the places between two bounds; infinite on them."""
+    part = (scores - bounds[0]) / (bounds[1] - bounds[0])
+    with np.errstate(divide="ignore"):
+        logits: Values = np.log(part) - np.log1p(-part)
+    return logits
+
+
+def excesses_of(scores: Values, quantile: float) -> Values:
+    """Return by how much scores exceed a quantile, of those that do."""
+    threshold = np.quantile(scores, quantile, method="inverted_cdf")
+    found: Values = scores[scores > threshold] - threshold
+    return found
+
+
+def shape_of(scores: Values, quantile: float) -> float:
+    """Return the shape of the generalized Pareto distribution that fits what exceeds a quantile."""
+    return float(fit_pareto(excesses_of(scores, quantile)[None]).shape[0])
+
+
+def _resampled(
+    scores: Values, seed: int, num_resamples: int, look: Callable[[_Rows], np.ndarray]
+) -> np.ndarray:
+    """Return a statistic of resamples."""
+    blocks = resampled_ranks(len(scores), seed, num_resamples)
+    return np.concatenate([look(scores[drawn]) for drawn in blocks])
+
+
+def cvars(rows: _Rows, level: float) -> np.ndarray:
+    """Return the CVaR of each row."""
+    size = rows.shape[1]
+    inside = (1 - level) * size
+    whole = math.ceil(round(inside, 9))
+    top = np.partition(rows, size - whole, axis=1)[:, size - whole :]
+    found: np.ndarray = (top.sum(axis=1) - (whole - inside) * top[:, 0]) / inside
+    return found
+
+
+def _shapes(rows: _Rows, quantile: float) -> np.ndarray:
+    """Return the shape of the tail of each row, its threshold drawn anew."""
+    size = rows.shape[1]
+    number = size - math.ceil(round(size * quantile, 9))
+    top = np.partition(rows, size - number - 1, axis=1)[:, size - number - 1 :]
+    return fit_pareto(top[:, 1:] - top[:, :1]).shape

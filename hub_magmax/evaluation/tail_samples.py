@@ -1,0 +1,82 @@
+"""Samples whose tails are compared: a column of data, or what a merge lost on each example of a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float64
+
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.column_values import column_values
+from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, read_scores
+from hub_magmax.evaluation.tails import losses_of
+
+if TYPE_CHECKING:
+    from hub_magmax.evaluation.scores import Score
+
+
+@dataclass(frozen=True)
+class TailSample:
+    """Scores of which more is worse.
+
+    Attributes:
+        name: Of the sample, as it was asked for.
+        values: One per example.
+        bounds: Ends of the scale, where they are known.
+    """
+
+    name: str
+    values: Float64[np.ndarray, " examples"]
+    bounds: tuple[float, float] | None = None
+
+
+def read_sample(place: str, column: str | None = None) -> TailSample:
+    """Return a sample of scores.
+
+    Args:
+        place: A folder that a merge and its evaluation wrote: what the merged model lost on each example,
+            against the task's own checkpoint. Else data, as `column_values` takes it.
+        column: Of a merge the task, else the column; None where there is one only.
+
+    Raises:
+        EvaluationError: If there is no such data, column or task, or it holds no numbers.
+    """
+    folder = Path(place).expanduser()
+    if (folder / SCORES_NAME).is_file():
+        return _losses(place, folder, column)
+    values = column_values(place, column, "test", "scores")
+    try:
+        if any(isinstance(value, str) for value in values):
+            raise TypeError
+        found = np.asarray([np.nan if value is None else value for value in values], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise EvaluationError(
+            "the column holds no numbers", where=place, expected="one an example"
+        ) from error
+    return TailSample(place, found)
+
+
+def _losses(place: str, folder: Path, task: str | None) -> TailSample:
+    """Return what a merged model lost on each example of a task."""
+    scores = read_scores(folder)
+    pairs: dict[str, tuple[Score, Score]] = {}
+    for name in scores.data:
+        own, merged = scores.get(name, name), scores.get(MERGED, name)
+        if own is not None and merged is not None:
+            pairs[name] = own, merged
+    if task is None and len(pairs) == 1:
+        (task,) = pairs
+    if task is None or task not in pairs:
+        raise EvaluationError(
+            "the merge has several tasks" if task is None else f"there are no scores of {task!r}",
+            where=place,
+            expected=f"one of {', '.join(pairs)}"
+            if pairs
+            else "scores of a task's own checkpoint and of the merge",
+            hint="Name it with --column." if pairs else "Evaluate with `experts: own` or `all`.",
+        )
+    values, bounds = losses_of(*pairs[task])
+    return TailSample(place, values, bounds)

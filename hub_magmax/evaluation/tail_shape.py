@@ -1,0 +1,216 @@
+"""Comparison of the tails of two samples: mean and CVaR always, the shape where every gate is passed.
+
+That one tail is *heavier* than another, as the shape of a generalized Pareto distribution has it, is a claim
+of its own beside mean and CVaR, and mostly noise, saturation or a threshold that was chosen. It is made only
+where means and CVaR are equivalent, so that they do not explain it, and refused with the first gate that
+fails otherwise.
+
+Source: arXiv:2606.16511.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.generalized_pareto import fit_pareto
+from hub_magmax.evaluation.intervals import mean_interval
+from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
+from hub_magmax.evaluation.tail_gates import (
+    MIN_EXCEEDANCES,
+    Bounds,
+    Gate,
+    Gates,
+    ShapeProtocol,
+    Values,
+    excesses_of,
+    on_logit_scale,
+)
+from hub_magmax.evaluation.tails import LEVELS, Tail, tails
+
+#: Scores that a comparison needs at least, of each sample.
+MIN_SCORES = 20
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What is told of one sample in any case.
+
+    Attributes:
+        name: Of the sample.
+        num_examples: How many scores.
+        mean, low, high: With its 95 % interval (Student's t).
+        tails: CVaR at .9, .95 and .99 with 95 % intervals, where at least five examples lie in the tail.
+        num_exceedances: Scores above the quantile of the protocol.
+        shape: Fitted to these, None where they are too few. No claim without the gates.
+    """
+
+    name: str
+    num_examples: int
+    mean: float
+    low: float
+    high: float
+    tails: tuple[Tail, ...]
+    num_exceedances: int
+    shape: float | None
+
+
+@dataclass(frozen=True)
+class TailComparison(Tabular):
+    """Two samples, and whether a difference of their tails' shapes is claimed.
+
+    Attributes:
+        samples: Both.
+        gates: In order.
+        difference: Shape of the first minus that of the second with its 95 % interval, if every gate before
+            it was passed.
+    """
+
+    samples: tuple[Sample, Sample]
+    gates: tuple[Gate, ...]
+    difference: tuple[float, float, float] | None = None
+
+    @property
+    def failed(self) -> Gate | None:
+        """The first gate that failed; None where the claim is made."""
+        return next((gate for gate in self.gates if gate.is_passed is False), None)
+
+    @property
+    def verdict(self) -> str:
+        """The claim or its refusal, in a sentence or two."""
+        if self.failed is not None:
+            return (
+                f"REFUSED, by the gate of {self.failed.name}: no claim about the shape of the tails. "
+                f"{self.failed.found[:1].upper()}{self.failed.found[1:]}. {self.failed.advice}"
+            )
+        assert self.difference is not None
+        first, second = (sample.name for sample in self.samples)
+        value, low, high = self.difference
+        heavier, other = (first, second) if value > 0 else (second, first)
+        return (
+            f"PASSED: the tail of {heavier} is heavier than that of {other}, beyond mean and CVaR; "
+            f"the shapes differ by {value:+.3f} [{low:.3f}, {high:.3f}]."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "claimed": self.failed is None,
+            "refused_by": None if self.failed is None else self.failed.name,
+            "verdict": self.verdict,
+            **asdict(self),
+        }
+
+    def table(self, form: Format = "text") -> str:
+        """Return both samples, the gates and the verdict."""
+        return self.as_table().write(form)
+
+    def as_table(self) -> Table:
+        """Return a row for each sample, with the gates and the verdict below."""
+        head = ("sample", "examples", "mean", *(f"CVaR {level:g}" for level in LEVELS), "above")
+        rows = tuple(
+            (
+                own.name,
+                own.num_examples,
+                Measured(own.mean, own.low, own.high),
+                *(
+                    next((Measured(t.value, t.low, t.high) for t in own.tails if t.level == level), None)
+                    for level in LEVELS
+                ),
+                own.num_exceedances,
+            )
+            for own in self.samples
+        )
+        marks = {True: "passed", False: "FAILED", None: "not looked at"}
+        gates = (
+            f"{gate.name}: {marks[gate.is_passed]}{gate.found and ', '}{gate.found}" for gate in self.gates
+        )
+        return Table(head, rows, (*gates, self.verdict))
+
+
+def compare_tails(
+    first: Sequence[float] | Values,
+    second: Sequence[float] | Values,
+    *,
+    names: tuple[str, str] = ("first", "second"),
+    bounds: Bounds | None = None,
+    paired: bool = False,
+    protocol: ShapeProtocol | None = None,
+    seed: int = 0,
+) -> TailComparison:
+    """Compare the upper tails of two samples: mean and CVaR always, the shape if every gate is passed.
+
+    Args:
+        first, second: Scores of which more is worse, such as losses; finite, at least 20 of each.
+        names: Of the samples, in what is told.
+        bounds: Ends of the scale of scores that have them, such as (0, 1) of probabilities. Gates then look
+            at the logit of the place between them; mean and CVaR are of the scores as they are.
+        paired: Scores of one place are of one example: intervals of differences then draw examples. Without
+            it they draw from each sample alone.
+        protocol: Thresholds of the gates; the paper's by default.
+        seed: Of resamples and draws.
+
+    Raises:
+        EvaluationError: If scores are not finite, too few, beyond the bounds, or paired and not as many.
+    """
+    protocol = protocol or ShapeProtocol()
+    one, other = (_checked(own, name, bounds) for own, name in zip((first, second), names, strict=True))
+    if paired and len(one) != len(other):
+        raise EvaluationError(
+            f"there are {len(one):,} and {len(other):,} scores, and no pairs of them",
+            where=" and ".join(names),
+            expected="a score of each for the same examples, in the same order",
+        )
+    gates = Gates((one, other), bounds, paired, protocol, seed)
+    found = tuple(gates.look())
+    samples = tuple(
+        _sample(own, name, bounds, protocol, seed) for own, name in zip((one, other), names, strict=True)
+    )
+    return TailComparison((samples[0], samples[1]), found, gates.difference)
+
+
+def _checked(scores: Sequence[float] | Values, name: str, bounds: Bounds | None) -> Values:
+    """Return the scores of a sample as an array."""
+    try:
+        found = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise EvaluationError("these are no numbers", where=name, expected="one number an example") from error
+    if found.ndim != 1 or len(found) < MIN_SCORES:
+        told = f"there are {len(found):,} scores" if found.ndim == 1 else "these are no numbers in a row"
+        raise EvaluationError(told, where=name, expected=f"at least {MIN_SCORES}")
+    if not np.isfinite(found).all():
+        number = int(np.flatnonzero(~np.isfinite(found))[0])
+        raise EvaluationError(
+            f"score {number} is {found[number]}", where=name, expected="finite numbers", hint="Leave it out."
+        )
+    if bounds is None:
+        return found
+    if not -np.inf < bounds[0] < bounds[1] < np.inf:
+        raise EvaluationError(
+            f"the bounds are {bounds[0]:g} and {bounds[1]:g}", where="tails", expected="the lower one first"
+        )
+    if found.min() < bounds[0] or found.max() > bounds[1]:
+        raise EvaluationError(
+            f"scores reach from {found.min():g} to {found.max():g}",
+            where=name,
+            expected=f"between the bounds {bounds[0]:g} and {bounds[1]:g}",
+        )
+    return found
+
+
+def _sample(scores: Values, name: str, bounds: Bounds | None, protocol: ShapeProtocol, seed: int) -> Sample:
+    excesses = excesses_of(scores if bounds is None else on_logit_scale(scores, bounds), protocol.quantile)
+    is_fitted = len(excesses) >= MIN_EXCEEDANCES and np.isfinite(excesses).all()
+    return Sample(
+        name,
+        len(scores),
+        float(scores.mean()),
+        *mean_interval(scores.tolist(), is_share=False),
+        tails(scores, bounds=bounds, seed=seed),
+        len(excesses),
+        float(fit_pareto(excesses[None]).shape[0]) if is_fitted else None,
+    )
