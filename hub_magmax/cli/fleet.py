@@ -108,12 +108,13 @@ def history(model: str, branch: str | None, limit: int, form: Format) -> Answer:
 @verb
 @click.argument("model", metavar="REPO")
 @click.option("--branch", help="Branch to move; the default branch.")
-@click.option("--to", metavar="REVISION", help="What to restore; the last other model that passes `verify`.")
+@click.option("--to", metavar="REVISION", help="What to restore; the last good model.")
 @click.option("--dry-run", is_flag=True, help="Say what would be restored, and change nothing.")
 def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> Answer:
     """Move REPO back to an earlier model, in one commit.
 
-    That is the last other one that passes `verify`, unless --to names it; once more, and it is an older one.
+    That is the last good other one that passes `verify`, unless --to names it; once more, and it is an
+    older one.
 
     \b
     Example:
@@ -125,7 +126,8 @@ def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> A
     done = do_rollback(model, branch=branch, to=to, dry_run=dry_run)
     files = f"{number_of(len(done.copied), 'file')} copied on the Hub, {len(done.removed)} removed"
     place, how = f"{model}@{branch}" if branch else model, "would be" if dry_run else "was"
-    text = f"{place}: {done.restored} {how} restored in place of {done.replaced} ({files})"
+    why = f": {done.why}" if done.why else ""
+    text = f"{place}: {done.restored} {how} restored in place of {done.replaced}{why} ({files})"
     places = told(done.url, branch) if done.url else ""
     return Answer(asdict(done) | {"dry_run": dry_run}, "\n".join(filter(None, [text, places])))
 
@@ -134,7 +136,9 @@ def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> A
 @click.argument("model")
 @click.option("--revision", help="Revision of a model on the Hub.")
 @click.option(
-    "--against", metavar="REVISION", help="Whose stored scores are pinned; by default the last good's."
+    "--against",
+    metavar="REVISION",
+    help="Whose stored scores are pinned: last-good (the default), previous, or a revision.",
 )
 @click.option(
     "--margin", type=click.FloatRange(min=0), default=MARGIN, show_default=True, help="Allowed loss."
@@ -145,14 +149,22 @@ def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> A
     type=FilePath("dir"),
     help="Where relative paths of local data start; the current folder.",
 )
+@click.option("--dry-run", is_flag=True, help="Leave the tag where it is.")
 @from_cache_option
 @format_option
 def canary(
-    model: str, revision: str | None, against: str | None, margin: float, folder: Path | None, form: Format
+    model: str,
+    revision: str | None,
+    against: str | None,
+    margin: float,
+    folder: Path | None,
+    dry_run: bool,
+    form: Format,
 ) -> Answer:
     """Score a merged MODEL again, and compare with pinned results.
 
-    Exits with 3 if a task is worse by more than the margin.
+    Exits with 3 if a task is worse by more than the margin. Otherwise the tag last-good moves to the
+    newest revision.
 
     \b
     Example:
@@ -166,6 +178,7 @@ def canary(
         against=against,
         margin=margin,
         folder=folder,
+        dry_run=dry_run,
         report=say,
         progress=progress,
     )

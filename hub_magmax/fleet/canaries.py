@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,13 +17,14 @@ from typing import Any
 from hub_magmax.checkpoints.locations import ModelPlace, repository_of, taken_for_repository
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.storage.hub import resolve_commit
-from hub_magmax.errors import EvaluationError
+from hub_magmax.errors import EvaluationError, PublishError, SourceError
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, Score, Scores, stored_scores
 from hub_magmax.evaluation.scoring import Prepared, prepare, score
 from hub_magmax.evaluation.tables import Format, Measured, Shown, Table, Tabular
 from hub_magmax.fleet import MARGIN
-from hub_magmax.fleet.history import history, last_good
+from hub_magmax.fleet.references import reference
+from hub_magmax.fleet.tags import LAST_GOOD, move_tag, tagged_commit
 from hub_magmax.fleet.verifying import recipe_and_lock
 from hub_magmax.hub import is_offline
 from hub_magmax.recipe.arguments import checked
@@ -58,6 +59,9 @@ class Canary(Tabular):
         tasks: Each task of the pinned results.
         data: By task, the data set, its commit and the fingerprint of its examples.
         advice: How to compare with other results; told where a task regressed.
+        commit: Of what was scored; empty for a folder.
+        tag: The commit that the repository's tag `last-good` names now; empty where this run did not ask,
+            or where there is none.
     """
 
     model: str
@@ -67,6 +71,8 @@ class Canary(Tabular):
     tasks: tuple[TaskChange, ...]
     data: Mapping[str, Mapping[str, Any]] = field(hash=False)
     advice: str = ""
+    commit: str = ""
+    tag: str = ""
 
     @property
     def regressed(self) -> tuple[str, ...]:
@@ -110,6 +116,7 @@ def canary(
     against: str | None = None,
     margin: float = MARGIN,
     folder: Path | None = None,
+    dry_run: bool = False,
     report: Report = lambda line: None,
     progress: ProgressBar = unseen,
 ) -> Canary:
@@ -119,16 +126,20 @@ def canary(
     examples, so about these there is no uncertainty; the interval and the p-value say how far the
     difference would hold on others, and do not decide.
 
-    By default a repository is compared with its last good revision (`history.last_good`): the model itself,
-    or an earlier one where its stored scores are worse than that one's.
+    By default a repository is compared with its last good revision, the newest one whose canary passed: the
+    tag `last-good` names it, and until there is one the stored scores tell it (`history.last_good`). The tag
+    moves to the head of the default branch when that passes, compared with the last good revision or with
+    its own scores; where this token may not write, that is reported.
 
     Args:
         model: A merged folder, or a repository id, also with `@` and a revision.
         revision: Of the repository; the default branch if None.
-        against: Whose stored scores are the pinned ones: a revision of the repository, or for a folder
-            another folder. By default those of the last good revision, for a folder its own.
+        against: Whose stored scores are the pinned ones: `last-good`, `previous` (the newest earlier
+            model) or a revision of the repository, or for a folder another folder. By default those of the
+            last good revision, for a folder its own.
         margin: How much worse a task may get, in units of the metric.
         folder: Where the relative paths of local data start; the current folder if None.
+        dry_run: Leave the tag where it is.
         report: Called with a line of text at each step.
         progress: As for `evaluate`.
 
@@ -136,15 +147,14 @@ def canary(
         EvaluationError: If there are no stored scores, or those are of another evaluation or other data.
         LockError: If local data is not what the model's lock says.
     """
-    repo_id, commit = model, None
+    repo_id, commit, place, pinned_commit = model, None, against or model, None
     if not Path(model).is_dir():
         repo_id, revision = repository_of(model, revision)
         with taken_for_repository(model, Path()):
             commit = resolve_commit(repo_id, revision)
-        against = against or _reference(repo_id, commit, margin, report)
-    place = against if against is not None and commit is None else repo_id
+        place, pinned_commit = repo_id, reference(repo_id, commit, against, margin, report)
     with TemporaryDirectory(prefix="hub_magmax_canary_") as temporary:
-        with closing(open_model(place, against if commit else None)) as stored:
+        with closing(open_model(place, pinned_commit)) as stored:
             pinned, pinned_label = stored_scores(stored), stored.label
         with closing(open_model(repo_id, commit)) as stored:
             recipe, lock = recipe_and_lock(stored, Path(temporary), folder or Path())
@@ -155,7 +165,26 @@ def canary(
     _check_counts(pinned, measured, pinned_label)
     changes = tuple(_change(task, pinned, measured, margin) for task in pinned.data)
     advice = _advice(repo_id, commit, pinned_label)
-    return Canary(label, pinned_label, measured.metric, margin, changes, measured.data, advice)
+    found = Canary(label, pinned_label, measured.metric, margin, changes, measured.data, advice, commit or "")
+    is_judged = against in (None, LAST_GOOD) or pinned_commit == commit
+    if commit is None or found.regressed or dry_run or not is_judged or is_offline():
+        return found
+    return replace(found, tag=_tagged(repo_id, commit, revision, report))
+
+
+def _tagged(repo_id: str, commit: str, revision: str | None, report: Report) -> str:
+    """Move the tag to a commit that passed, if it is the default branch's head; return what the tag names."""
+    before: str | None = None
+    try:
+        before = tagged_commit(repo_id)
+        if commit == before or (revision is not None and commit != resolve_commit(repo_id, None)):
+            return before or ""
+        move_tag(repo_id, commit, before)
+    except (SourceError, PublishError) as error:
+        report(f"the tag {LAST_GOOD} does not name {commit[:12]}, which passed: {error.what}")
+        return before or ""
+    report(f"the tag {LAST_GOOD} names {commit[:12]} now")
+    return commit
 
 
 def _advice(model: str, commit: str | None, pinned: str) -> str:
@@ -169,21 +198,6 @@ def _advice(model: str, commit: str | None, pinned: str) -> str:
             f"(hub-magmax history {model} lists them)"
         )
     return f"pinned are the scores that are stored with {pinned}; {how}"
-
-
-def _reference(repo_id: str, commit: str, margin: float, report: Report) -> str:
-    """Return the last good revision up to `commit`; offline the history is not known, so `commit` itself."""
-    if is_offline():
-        return commit
-    revisions = history(repo_id, branch=commit)
-    good = last_good(revisions, margin)
-    if good is None or good.commit == commit:
-        return commit
-    same = {found.weights for found in revisions if found.commit == commit}
-    if good.weights not in same:
-        when = f"{good.commit[:12]}, {good.created[:10]}, {good.title!r}"
-        report(f"comparing with the last good model ({when}): the stored scores of this one are worse")
-    return good.commit
 
 
 def _check_comparable(pinned: Scores, prepared: Prepared, label: str) -> None:

@@ -1,4 +1,4 @@
-"""History of a published model: its revisions, their scores, and those that were rolled back."""
+"""History of a published model: its revisions, their scores, the last good one, and those rolled back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
@@ -15,6 +15,7 @@ from hub_magmax.checkpoints.storage.hub import open_hub
 from hub_magmax.evaluation.scores import MERGED, stored_means
 from hub_magmax.evaluation.tables import Cell, Shown, Table
 from hub_magmax.files import digest
+from hub_magmax.fleet.tags import tagged_commit
 from hub_magmax.hub import hub_api, hub_errors
 from hub_magmax.merging.output.report import REPORT_NAME
 from hub_magmax.recipe.arguments import checked
@@ -63,6 +64,7 @@ class Revision:
         weights: A digest of the weight files, the same for the same model; empty where none was merged.
         scores: Of the merged model; None where none are stored.
         rolled_back: A later commit restored an earlier revision in place of it.
+        last_good: The tag of the last good revision names it (`tags.LAST_GOOD`).
     """
 
     commit: str
@@ -71,6 +73,7 @@ class Revision:
     weights: str = ""
     scores: StoredScores | None = None
     rolled_back: bool = False
+    last_good: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -91,22 +94,21 @@ def history(model: str, *, branch: str | None = None, limit: int = MAX_REVISIONS
     repo_id, branch = repository_of(model, branch)
     with taken_for_repository(model):
         commits = list_commits(repo_id, branch)
-    undone = rolled_back([(commit.commit_id, commit.title) for commit in commits])
+    undone, tagged = rolled_back(commits), tagged_commit(repo_id)
 
     def describe(commit: Any) -> Revision:
-        created = commit.created_at.isoformat(timespec="seconds")
-        with closing(open_hub(repo_id, commit.commit_id)) as source:
-            return Revision(
-                commit.commit_id,
-                created,
-                commit.title,
-                _weights(source),
-                _stored_scores(source),
-                commit.commit_id in undone,
-            )
+        is_undone, is_good = commit.commit_id in undone, commit.commit_id == tagged
+        return replace(described(repo_id, commit), rolled_back=is_undone, last_good=is_good)
 
     with ThreadPoolExecutor(_PARALLEL) as pool:
         return tuple(pool.map(describe, commits[:limit]))
+
+
+def described(repo_id: str, commit: Any) -> Revision:
+    """Return a commit of `list_commits` with what is stored there, and nothing about others."""
+    created = commit.created_at.isoformat(timespec="seconds")
+    with closing(open_hub(repo_id, commit.commit_id)) as source:
+        return Revision(commit.commit_id, created, commit.title, _weights(source), _stored_scores(source))
 
 
 def list_commits(repo_id: str, revision: str | None) -> list[Any]:
@@ -115,16 +117,16 @@ def list_commits(repo_id: str, revision: str | None) -> list[Any]:
         return hub_api().list_repo_commits(repo_id, revision=revision)  # asks again by itself
 
 
-def rolled_back(commits: Sequence[tuple[str, str]]) -> set[str]:
-    """Return the commits that were rolled back: all between a rollback and the revision that it restored.
+def rolled_back(commits: Sequence[Any]) -> set[str]:
+    """Return the ids of commits that were rolled back: all between a rollback and the revision it restored.
 
     Args:
-        commits: Their ids and titles, the newest first.
+        commits: From `list_commits`, the newest first.
     """
-    ids = [commit for commit, _ in commits]
+    ids = [str(commit.commit_id) for commit in commits]
     found: set[str] = set()
-    for position, (_, title) in enumerate(commits):
-        restored = _origin(title, ids)
+    for position, commit in enumerate(commits):
+        restored = _origin(str(commit.title), ids)
         if restored is not None:
             found.update(ids[position + 1 : restored])
     return found
@@ -175,7 +177,8 @@ def _row(found: Revision) -> tuple[Cell, ...]:
         metric, mean, lowest = found.scores.metric, sum(means.values()) / len(means), means[worst]
     when = Shown(found.created, found.created[:16].replace("T", " "))
     weights = Shown(found.weights, found.weights[:8]) if found.weights else None
-    title = f"{found.title} (rolled back)" if found.rolled_back else found.title
+    marks = {"rolled back": found.rolled_back, "last good": found.last_good}
+    title = "".join([found.title, *(f" ({mark})" for mark, is_set in marks.items() if is_set)])
     return Shown(found.commit, found.commit[:12]), when, weights, metric, mean, lowest, worst, title
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError, PublishError
-from hub_magmax.fleet.history import TITLE, list_commits, rolled_back
+from hub_magmax.fleet.history import TITLE, list_commits
+from hub_magmax.fleet.references import restorable, standing
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.hub import hub_api, retry
 from hub_magmax.publishing.commits import Destination, Head, Published, commit, find_head, publish_errors
@@ -27,12 +28,14 @@ class RolledBack(Published):
         restored: The revision whose files the branch holds now.
         replaced: The head of the branch before.
         copied, removed: The files that differ between them.
+        why: Reason for this revision, in words; empty where it was named.
     """
 
     restored: str
     replaced: str
     copied: tuple[str, ...]
     removed: tuple[str, ...]
+    why: str = ""
 
 
 @checked
@@ -50,8 +53,9 @@ def rollback(
     Args:
         model: A repository of merged models.
         branch: The branch to move; the default branch if None.
-        to: The revision to restore. By default the newest one of the branch that passes, was not rolled
-            back, and holds another model than the branch does now.
+        to: The revision to restore. By default the last good one: the one that the tag `last-good` names,
+            or the one that the stored scores tell, or else the newest one. It passes `verify`, was not
+            rolled back, and holds another model than the branch does now.
         dry_run: Change nothing, and return what would be done.
 
     Raises:
@@ -60,7 +64,7 @@ def rollback(
     repo_id, branch = repository_of(model, branch)
     with taken_for_repository(model):
         head = find_head(Destination(repo_id, revision=branch))
-    target = resolve_commit(repo_id, to) if to is not None else _last_that_passes(repo_id, head.commit)
+    target, why = (resolve_commit(repo_id, to), "") if to is not None else _best(repo_id, head.commit)
     expected = verify(repo_id, revision=target)
     now, then = _files(repo_id, head.commit), _files(repo_id, target)
     copied = tuple(path for path in then if now.get(path) != then[path])
@@ -71,7 +75,7 @@ def rollback(
             where=f"{repo_id}@{head.commit[:7]}",
             hint="Name an earlier revision with --to.",
         )
-    planned = RolledBack(repo_id, "", "", target, head.commit, copied, removed)
+    planned = RolledBack(repo_id, "", "", target, head.commit, copied, removed, why)
     return planned if dry_run else _carried_out(planned, repo_id, branch, head, then, expected)
 
 
@@ -107,19 +111,25 @@ def _carried_out(
     return replace(planned, commit=done.commit, url=done.url)
 
 
-def _last_that_passes(repo_id: str, head: str) -> str:
-    """Return the newest commit before `head` that passes, was not rolled back, and holds another model."""
+def _best(repo_id: str, head: str) -> tuple[str, str]:
+    """Return the best commit before `head` that passes, was not rolled back, and holds another model.
+
+    The reason for it comes with it.
+    """
     with publish_errors(repo_id):
-        commits = [(str(found.commit_id), str(found.title)) for found in list_commits(repo_id, head)]
-    history, undone = [name for name, _ in commits], rolled_back(commits)
-    reasons = [f"{repo_id}@{name[:7]}: was rolled back" for name in history if name in undone]
+        commits = list_commits(repo_id, head)
+    kept = standing(commits)
+    ids = [str(commit.commit_id) for commit in commits]
+    reasons = [f"{repo_id}@{name[:7]}: was rolled back" for name in ids if name not in kept]
     now = _passes(repo_id, head, [])
-    for name in history[1:]:
-        if name in undone:
+    tried = {head}
+    for name, why in restorable(repo_id, commits, other_weights=now is not None):
+        if name in tried:
             continue
+        tried.add(name)
         found = _passes(repo_id, name, reasons)
         if found is not None and found != now:
-            return name
+            return name, why
     told = "; ".join(reasons[:_SHOWN_REASONS])
     raise PublishError(
         f"no earlier revision passes with another model{f' ({told})' if told else ''}",
