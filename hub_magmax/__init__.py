@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hub_magmax.fleet.replaying import replay as replay
     from hub_magmax.fleet.rollback import rollback as rollback
     from hub_magmax.fleet.signing import sign as sign
+    from hub_magmax.fleet.status import fleet_status as fleet_status
     from hub_magmax.fleet.verifying import verify as verify
     from hub_magmax.merging.execution import merge as merge
     from hub_magmax.merging.state_dicts import merge_state_dicts as merge_state_dicts
@@ -53,6 +54,7 @@ _HOMES = {
     "diagnose": "studies",
     "evaluate": "evaluation.scoring",
     "explain": "planning.summary",
+    "fleet_status": "fleet.status",
     "history": "fleet.history",
     "load_recipe": "recipe.loading",
     "lock": "pipeline",

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,7 @@ def hub():
     _hub.reset_log()
     yield _hub
     _hub.faults.clear()
+    _hub.clock = time.time
 
 
 @pytest.fixture
@@ -86,5 +88,7 @@ def family_on_hub(quickstart_folder: Path) -> LocalHub:
 
 @pytest.fixture(autouse=True)
 def own_scores(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
-    """Keep each test from the scores that others measured on the same tiny models."""
-    monkeypatch.setenv("HUB_MAGMAX_SCORES", f"{_home.name}/scores/{abs(hash(request.node.nodeid))}")
+    """Keep each test from the scores that others measured on the same tiny models, and from their checks."""
+    own = f"{_home.name}/{{}}/{abs(hash(request.node.nodeid))}"
+    monkeypatch.setenv("HUB_MAGMAX_SCORES", own.format("scores"))
+    monkeypatch.setenv("HUB_MAGMAX_CHECKS", f"{own.format('checks')}.jsonl")

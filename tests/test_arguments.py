@@ -95,6 +95,7 @@ def valid(folder):
         "recipe": recipe, "lock": locked, "locked": locked, "plan": hm.plan(recipe, locked),
         "merged": folder / "merged", "report": report, "scores": None, "output": folder / "merged",
         "model": str(folder / "merged"), "folder": folder / "merged", "repo_id": "me/model",
+        "target": str(folder / "merged"),
         "private_key": folder / "key.pem", "path": folder / "recipe.yaml", "values": recipe.to_dict(),
         "base": base, "tasks": {"a": {"w": torch.ones(2)}}, "task_vectors": torch.ones(2, 3),
         "labels": [1], "classes": {"a": [1]}, "result": draw_scores(("a", "b")), "name": "mine",

@@ -173,7 +173,8 @@ def test_rollback_is_recorded_and_says_what_it_restored(three, hub):
     made = hub.commits(repo)[0]
     assert code == 0 and f"{second} was restored in place of {third}" in out
     assert made.title == f"Roll back to {second[:12]}"
-    assert made.message == f"Restores the files of {second}, in place of those of {third}."
+    restores = f"Restores the files of {second}, in place of those of {third}."
+    assert made.message == f"{restores}\n\nCommitted by hub_magmax."
 
 
 def test_rehearsal_says_what_would_be_restored_and_changes_nothing(three, hub):

@@ -289,7 +289,8 @@ def test_control_characters_of_a_report_do_not_reach_the_terminal(family):
     ["merge recipe.yaml --output ?", "plan ?", "plan recipe.yaml --lock ?", "lock recipe.yaml --out ?",
      "sign ? --private-key x", "sign merged --private-key ?", "verify ?", "verify x --rebuild --from ?",
      "verify x --public-key ?", "verify x --revision ?", "canary ?", "canary x --against ?", "push ? me/x",
-     "push merged ?", "rollback ?", "rollback me/x --to ?", "quickstart ?", "compare ?"],
+     "push merged ?", "rollback ?", "rollback me/x --to ?", "quickstart ?", "compare ?",
+     "fleet ?", "fleet . --html ?"],
 )  # fmt: skip
 def test_argument_with_control_characters_is_one_paragraph(family, monkeypatch, words, odd):
     monkeypatch.chdir(family)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from hub_magmax.checkpoints.adapters.config import config_of, parse_config
@@ -21,7 +22,7 @@ from hub_magmax.checkpoints.source import FileSource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.files import os_errors
-from hub_magmax.recipe.lockfile import LockedFile, LockedSource
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedFile, LockedSource, read_lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import step
 
@@ -103,6 +104,18 @@ def read_small_file(source: TensorSource, path: str) -> bytes:
         CheckpointError: If it is larger than any such file.
     """
     return source.read_bytes(path, 0, _checked_size(source, path))
+
+
+def stored_lock(source: TensorSource) -> Lock:
+    """Return the lock that is stored with a merged model.
+
+    Raises:
+        LockError: If it cannot be read, or was changed.
+    """
+    with TemporaryDirectory(prefix="hub_magmax_lock_") as temporary:
+        path = Path(temporary, LOCK_NAME)
+        path.write_bytes(read_small_file(source, LOCK_NAME))
+        return read_lock(path)
 
 
 def _checked_size(source: TensorSource, path: str) -> int:

@@ -21,6 +21,7 @@ VERBS = {
     "diagnose": "analysing",
     "doctor": "doctor",
     "evaluate": "evaluating",
+    "fleet": "fleet",
     "history": "fleet",
     "import": "importing",
     "lock": "merging",

@@ -10,7 +10,7 @@ import click
 
 from hub_magmax.cli.completing import FilePath
 from hub_magmax.cli.options import format_option, from_cache_option
-from hub_magmax.cli.terminal import REGRESSED, Answer, progress, say, verb
+from hub_magmax.cli.terminal import ERROR, REGRESSED, Answer, progress, say, table_and, verb
 from hub_magmax.fleet import MARGIN
 from hub_magmax.text import number_of
 
@@ -42,9 +42,16 @@ def verify(
       hub-magmax verify merged
       hub-magmax verify me/merged --rebuild
     """
+    from hub_magmax.errors import OutputError, PublishError
+    from hub_magmax.fleet.checks import note
     from hub_magmax.fleet.verifying import verify as do_verify
 
-    hashes = do_verify(model, revision=revision)
+    try:
+        hashes = do_verify(model, revision=revision)
+    except (OutputError, PublishError):
+        note("verify", model, "failed", revision=revision)
+        raise
+    note("verify", model, "passed", revision=revision)
     lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]
     lines.append(f"{model}: {number_of(len(hashes), 'file')}, all as merged")
     if public_key is not None:
@@ -171,6 +178,7 @@ def canary(
       hub-magmax canary me/merged --margin 0.02
     """
     from hub_magmax.fleet.canaries import canary as do_canary
+    from hub_magmax.fleet.checks import note
 
     found = do_canary(
         model,
@@ -182,4 +190,40 @@ def canary(
         report=say,
         progress=progress,
     )
+    note("canary", model, "regressed" if found.regressed else "passed", commit=found.commit)
     return Answer(found.to_dict(), found.table(form), exit_code=REGRESSED if found.regressed else 0)
+
+
+@verb
+@click.argument("target", metavar="FILE|FOLDER|REPO|USER")
+@click.option("--html", "page", type=FilePath(), help="Also write a page for browsers.")
+@format_option
+def fleet(target: str, page: Path | None, form: Format) -> Answer:
+    """Show the state of many merged models.
+
+    They are listed in FILE (YAML or JSON: repositories, folders, recipes), lie in FOLDER, or are those
+    of a user or an organisation on the Hub. Shown are how each was merged, its last checks, changes by
+    hand, and sources that moved since. Exits with 3 if files are not as merged or the last check did not
+    pass, and with 1 if something could not be looked at.
+
+    \b
+    Examples:
+      hub-magmax fleet .
+      hub-magmax fleet . --html fleet.html
+    """
+    from hub_magmax.files import check_files, write_text
+    from hub_magmax.fleet.status import fleet_status
+    from hub_magmax.fleet.status_page import render_page
+    from hub_magmax.fleet.status_table import as_table, summary
+
+    if page is not None:
+        check_files([page])
+    found = fleet_status(target)
+    if page is not None:
+        write_text(page, render_page(found, target))
+    table = as_table(found).write(form)
+    text = f"{table}\n\n{summary(found)}" if form == "text" else table
+    has_gaps = any(status.problems for status in found)
+    code = REGRESSED if any(status.is_faulty for status in found) else ERROR if has_gaps else 0
+    values = {"models": [status.to_dict() for status in found], "page": str(page) if page else None}
+    return Answer(values, text if page is None else table_and([page], text, form), code)

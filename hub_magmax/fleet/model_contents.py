@@ -6,18 +6,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.needed_files import needed_files
-from hub_magmax.checkpoints.pinning import file_sha256, read_small_file
+from hub_magmax.checkpoints.pinning import file_sha256, stored_lock
 from hub_magmax.checkpoints.side_files import is_tokenizer_file
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.software import software_used
 from hub_magmax.files import digest
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedSource, read_lock
+from hub_magmax.recipe.lockfile import LOCK_NAME, LockedSource
 from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.text import publishable, step
 
@@ -69,17 +67,10 @@ def _merge(source: FileSource | None) -> dict[str, Any]:
     if RECIPE_NAME in source.sizes:
         found["recipe"] = f"sha256:{file_sha256(source, RECIPE_NAME)}"
     if LOCK_NAME in source.sizes:
-        lock = _lock(source)
+        lock = stored_lock(source)
         found["lock"], found["base"] = lock.digest, _pin(lock.base_model)
         found["tasks"] = {name: _pin(task) for name, task in lock.tasks.items()}
     return found
-
-
-def _lock(source: FileSource) -> Lock:
-    with TemporaryDirectory(prefix="hub_magmax_lock_") as temporary:
-        path = Path(temporary, LOCK_NAME)
-        path.write_bytes(read_small_file(source, LOCK_NAME))
-        return read_lock(path)
 
 
 def _pin(source: LockedSource) -> dict[str, Any]:

@@ -55,18 +55,23 @@ def verify(model: str, *, revision: str | None = None) -> dict[str, str]:
 
 def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> dict[str, str]:
     compare_reported(source, report, kind)
-    expected = report.sha256
-    # A report of an earlier version lists the weights only.
-    folders = dict.fromkeys(path.rpartition("/")[0] for path in sorted(expected))
-    found = [path for folder in folders for path in source.contents(folder).sizes]
-    added = [path for path in found if _is_loaded(path, weights_only=not report.files)]
-    if surplus := [path for path in added if path not in expected]:
+    if surplus := surplus_files(source, report):
         raise kind(
             "the merge did not write this file, and what loads the model reads it",
             where=f"{source.label}, {surplus[0]}",
             hint=AFTER_CHANGE[kind],
         )
-    return expected
+    return report.sha256
+
+
+def surplus_files(source: TensorSource, report: MergeReport) -> list[str]:
+    """Return the files that a merge did not write, and that loading its model would read."""
+    expected = report.sha256
+    # A report of an earlier version lists the weights only.
+    folders = dict.fromkeys(path.rpartition("/")[0] for path in sorted(expected))
+    found = [path for folder in folders for path in source.contents(folder).sizes]
+    added = [path for path in found if _is_loaded(path, weights_only=not report.files)]
+    return [path for path in added if path not in expected]
 
 
 def _is_loaded(path: str, *, weights_only: bool) -> bool:

@@ -14,6 +14,7 @@ from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import PublishError
 from hub_magmax.hub import hub_api, is_passing, is_token_empty, retry, token_in_use
 from hub_magmax.merging.output.report import ShardRecord
+from hub_magmax.publishing.authorship import signed_text
 from hub_magmax.recipe.hub_names import repository_problem, revision_problem
 
 #: Part of the Hub's answer about a large file that was uploaded and has been removed.
@@ -290,7 +291,7 @@ def commit(
                 destination.repo_id,
                 operations,
                 commit_message=destination.title(head),
-                commit_description=destination.commit_description,
+                commit_description=signed_text(destination.commit_description),
                 revision=destination.revision,
                 create_pr=destination.create_pr,
                 parent_commit=head.commit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from hub_magmax.checkpoints.pinning import file_sha256
 from hub_magmax.checkpoints.source import TensorSource
@@ -27,15 +27,25 @@ _AFTER_EVALUATION = (
 )
 
 
+def changed_files(source: TensorSource, report: MergeReport, paths: Iterable[str]) -> dict[str, str]:
+    """Return the files that a source holds otherwise than a report says: their sha256, or `missing`.
+
+    Args:
+        source: A merged folder, or a revision of a repository.
+        report: Of the merge.
+        paths: Files of the report that are compared.
+    """
+    found = {
+        path: file_sha256(source, path) if source.size_of(path) is not None else "missing" for path in paths
+    }
+    return {path: sha256 for path, sha256 in found.items() if sha256 != report.sha256[path]}
+
+
 def compare_reported(source: TensorSource, report: MergeReport, kind: type[HubMagmaxError]) -> None:
     """Raise `kind` unless a source holds every file that a merge wrote, as its report says."""
     expected = report.sha256
-    found = {
-        path: file_sha256(source, path) if source.size_of(path) is not None else "missing"
-        for path in expected
-    }
-    changed = [path for path in expected if found[path] != expected[path]]
-    if changed:
+    found = changed_files(source, report, expected)
+    if changed := [*found]:
         others = f"; also changed: {', '.join(changed[1:])}" if len(changed) > 1 else ""
         raise kind(
             f"sha256 is {found[changed[0]]}, the merge report says {expected[changed[0]]}{others}",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 
-from hub_magmax.checkpoints.pinning import read_small_file
+from hub_magmax.checkpoints.pinning import stored_lock
 from hub_magmax.checkpoints.storage.hub import open_hub
 from hub_magmax.errors import LockError
 from hub_magmax.methods import get_method
 from hub_magmax.publishing.commits import Destination, Head
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock
 from hub_magmax.text import weight_in_words
 
 
@@ -34,21 +32,12 @@ def replaced_model(head: Head, destination: Destination, lock: Lock, elsewhere: 
     if LOCK_NAME not in head.files:
         return f"it was not merged by hub_magmax: {keep}"
     try:
-        there = _lock_there(head, destination)
+        with closing(open_hub(destination.repo_id, head.commit)) as source:
+            there = stored_lock(source)
     except LockError:
         return f"what it was merged from is not known, since its {LOCK_NAME} cannot be read: {keep}"
     differ = [*_differences(there, lock)]
     return f"it was merged otherwise ({'; '.join(differ)}): {keep}" if differ else ""
-
-
-def _lock_there(head: Head, destination: Destination) -> Lock:
-    with (
-        closing(open_hub(destination.repo_id, head.commit)) as source,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        path = Path(folder) / LOCK_NAME
-        path.write_bytes(read_small_file(source, LOCK_NAME))
-        return read_lock(path)
 
 
 def _differences(there: Lock, here: Lock) -> Iterator[str]:

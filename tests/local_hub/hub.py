@@ -41,7 +41,8 @@ class LocalHub:
         token: Token of the user `me`, who is a member of every organisation.
         orgs: Organisations that hold no repository yet.
         url_lifetime_seconds: How long a signed URL may be used.
-        clock: Seconds since the epoch, for the dates of commits and the end of signed URLs.
+        clock: Seconds since the epoch, for the dates of commits and the end of signed URLs; an attribute of
+            the same name that may be set later.
 
     Raises:
         OutputError: If the port is taken or the folder cannot be written.
@@ -62,7 +63,8 @@ class LocalHub:
         self._temporary = tempfile.TemporaryDirectory(prefix="local-hub-") if root is None else None
         self.root = Path(self._temporary.name) if self._temporary else Path(root or "")
         try:
-            self._store = Store(self.root, clock)
+            self.clock = clock
+            self._store = Store(self.root, self._now)
             self._xet = XetStore(self.root, self._store)
             self._server = HubServer(port)
         except OSError as error:
@@ -74,9 +76,12 @@ class LocalHub:
             ) from error
         self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
         storage = f"http://localhost:{self._server.server_port}"
-        signer = Signer(storage, secrets.token_bytes(32), clock, url_lifetime_seconds)
+        signer = Signer(storage, secrets.token_bytes(32), self._now, url_lifetime_seconds)
         self._server.core = Core(self._store, self._xet, signer, self._users, tuple(orgs))
         self._thread: threading.Thread | None = None
+
+    def _now(self) -> float:
+        return self.clock()
 
     def start(self) -> LocalHub:
         """Begin to answer; the port is open already."""

@@ -66,6 +66,23 @@ def info(call: Call) -> Response:
     return json_response(described)
 
 
+def listing(call: Call) -> Response:
+    """List the models that the user may see, of an author where one is named; with `full` their files."""
+    author = call.request.query.get("author", [""])[-1]
+    rows = []
+    for repo in call.core.store.repos:
+        is_seen = not repo.private or call.owns(repo.id.namespace)
+        if repo.id.kind == "model" and is_seen and author in ("", repo.id.namespace):
+            head = call.core.store.resolve(repo, "main")
+            row: dict[str, Any] = {"_id": repo.id.name, "id": repo.id.name, "private": repo.private}
+            row |= {"modelId": repo.id.name, "createdAt": _date(repo.created_seconds), "likes": 0}
+            if call.request.flag("full"):
+                row |= {"sha": head.sha, "lastModified": _date(head.seconds), "gated": repo.gated}
+                row["siblings"] = [_sibling(path, entry, blobs=False) for path, entry in head.tree.items()]
+            rows.append(row)
+    return _page(call, rows, page_size=1000)
+
+
 def refs(call: Call) -> Response:
     """List branches and tags, and pull requests when asked."""
     repo = call.visible()

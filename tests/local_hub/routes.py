@@ -53,6 +53,7 @@ ROUTES = (
     _route("POST", r"/api/validate-yaml", "validate-yaml", writing.validate_yaml),
     _route("POST", r"/api/repos/create", "create-repo", writing.create_repo),
     _route("DELETE", r"/api/repos/delete", "delete-repo", writing.delete_repo),
+    _route("GET", r"/api/models", "list", reading.listing),
     _route("GET", _API, "info", reading.info),
     _route("GET", rf"{_API}/revision/{_REVISION}", "info", reading.info),
     _route("GET", rf"{_API}/tree/{_REVISION}(?:/(?P<path>.+))?", "tree", reading.tree),
