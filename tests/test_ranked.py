@@ -7,10 +7,14 @@ import pytest
 import torch
 from scipy import stats
 
+from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
+from hub_magmax.kernels.row_ranks import RankTable
+from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.tensors import merge_tensors
-from hub_magmax.methods import draws, ranked
+from hub_magmax.methods import draws
 from tests import oracles, oracles_sparse
 from tests.families import write_checkpoint
 from tests.test_merging import hashes, merged
@@ -123,14 +127,18 @@ def test_norms_of_task_vectors_stay_what_they_were():
         assert float(found.abs().sum()) == pytest.approx(float(one.abs().sum()), rel=1e-5)
 
 
-def test_sums_of_magnitudes_are_the_same_for_any_rows_at_a_time(monkeypatch):
-    def found():
-        return merge_tensors(VECTORS, method="della_linear", density=0.4, epsilon=0.1, rescale="norm")
-
-    expected = found()
-    for at_once in (1, 75, 25 * 39):  # elements; a row has 25, and the last rows are fewer
-        monkeypatch.setattr(ranked, "AT_ONCE", at_once)
-        assert torch.equal(found(), expected)
+@pytest.mark.parametrize("length", [1, 5, 16, 75])
+def test_sums_of_magnitudes_are_the_same_for_any_rows_at_a_time(length):
+    flat, kept = VECTORS.reshape(3, -1)[:, :900].numpy(), (VECTORS.reshape(3, -1)[:, :900] > 0).numpy()
+    factors = kept.astype(np.float32)
+    flat, factors = flat[:, : 900 // length * length], factors[:, : 900 // length * length]
+    chunk = RawChunk.of_vectors(np.ascontiguousarray(flat))
+    backends = Reference(), Reference(piece_elements=200), Compiled()
+    found = [backend.magnitude_sums(chunk, factors, length) for backend in backends]
+    assert len({one.tobytes() for one in found}) == 1
+    by_row = np.abs(flat).astype(np.float64).reshape(3, -1, length)
+    np.testing.assert_allclose(found[0][0], by_row.sum(axis=-1), rtol=1e-14)
+    np.testing.assert_allclose(found[0][1], (by_row * factors.reshape(by_row.shape)).sum(axis=-1), rtol=1e-14)
 
 
 @pytest.mark.parametrize("rescale", ["probability", "norm"])
@@ -155,3 +163,41 @@ def test_chunks_and_backends_change_no_byte(tmp_path, dtype, rescale):
     ]
     assert len({tuple(report.shards) for report in reports}) == 1
     assert len({str(hashes(tmp_path / f"out-{number}")) for number in range(4)}) == 1
+
+
+def row_of(kind: str, length: int, rng: np.random.Generator) -> torch.Tensor:
+    """Return a row of bfloat16 whose differences from ones are hard to count in bins."""
+    if kind == "far apart":
+        return torch.from_numpy(1 + 2.0 ** rng.integers(-7, 120, length)).bfloat16()
+    if kind == "near each other":
+        return torch.from_numpy(1 + 3 + rng.integers(0, 2, length) * 2.0**-5).bfloat16()
+    if kind == "equal":
+        return torch.full((length,), 3.0).bfloat16()
+    if kind == "zeros":
+        return torch.ones(length).bfloat16()
+    base = rng.standard_normal(length) * np.exp(rng.standard_normal(length) * 8)
+    return torch.from_numpy(base).bfloat16()
+
+
+@pytest.mark.parametrize("length", [1, 15, 33, 1000])
+@pytest.mark.parametrize("kind", ["far apart", "near each other", "equal", "zeros", "any exponent"])
+def test_rows_of_any_magnitudes_are_ranked_as_by_the_reference(kind, length):
+    """With any exponent, differences have up to 24 bits, and most share a bin with others."""
+    rng = np.random.default_rng(length)
+    rows = [row_of(kind, 3 * length, rng) for _ in range(3)]
+    base = rng.standard_normal(3 * length) * 1e-4 + 1.0 if kind == "any exponent" else np.ones(3 * length)
+    if kind == "any exponent":
+        base = base * np.exp(rng.standard_normal(3 * length) * 8)
+    stored = torch.stack([torch.from_numpy(base).bfloat16(), *rows]).view(torch.int16).numpy().view(np.uint16)
+    table = RankTable(*draws.rank_table(length, (0.3, 0.5, 0.9), (0.3, 0.5, 0.1), is_rescaled=True))
+    found, expected = (
+        backend.factors_by_rank(
+            length,
+            RawChunk([(0, 3 * length)], lambda: Stored(stored, "BF16")),
+            CounterGenerator(3, "w"),
+            draws.streams_of(3),
+            table,
+        )
+        for backend in (Compiled(), Reference())
+    )
+    assert found.tobytes() == expected.tobytes()

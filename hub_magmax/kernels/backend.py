@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         PerTask,
         PerTaskRows,
         Places,
+        RowSums,
         Spreads,
         SquareSums,
         Tasks,
@@ -215,6 +216,18 @@ class Backend(Protocol):
 
         Raises:
             NonFiniteError: At a NaN or infinity.
+        """
+        ...
+
+    def magnitude_sums(self, chunk: RawChunk, factors: Vectors, length: int) -> RowSums:
+        """Return by task the sums of the magnitudes of each row, and of those that are kept.
+
+        `kernels.row_ranks` has the order of sums.
+
+        Args:
+            chunk: Whole rows.
+            factors: 0 for an element that is not kept, else 1.
+            length: Of a row.
         """
         ...
 

@@ -17,7 +17,7 @@ from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.ops import Inputs, Op, select_rows, task_rows
 from hub_magmax.kernels.products import BLOCK, block_sums, in_blocks, num_pairs
 from hub_magmax.kernels.randomness import CounterGenerator, keys_of
-from hub_magmax.kernels.row_ranks import RankTable, factors_by_rank
+from hub_magmax.kernels.row_ranks import RankTable, factors_by_rank, magnitude_sums
 from hub_magmax.kernels.spreads import BLOCK as SUMMED
 from hub_magmax.kernels.spreads import spreads, square_sums
 from hub_magmax.kernels.stored import Stored
@@ -37,6 +37,7 @@ from hub_magmax.kernels.structures import (
     PerTask,
     PerTaskRows,
     Places,
+    RowSums,
     Spreads,
     SquareSums,
     Tasks,
@@ -181,6 +182,14 @@ class Reference:
             halves = [half for key in keys for half in (key & np.uint64(2**32 - 1), key >> np.uint64(32))]
             draws = torch.from_numpy(np.stack(halves[: len(rows)]).view(np.int64))
             found[:, piece] = factors_by_rank(torch.from_numpy(rows), draws, *numbers).numpy()
+        return found
+
+    def magnitude_sums(self, chunk: RawChunk, factors: Vectors, length: int) -> RowSums:
+        """Return sums of the magnitudes of rows, as `Backend.magnitude_sums` says."""
+        found = np.empty((2, len(factors), chunk.num_elements // length))
+        for piece, rows in self._pieces(chunk.task_vectors(), length):
+            own = slice(piece.start // length, piece.stop // length)
+            found[..., own] = magnitude_sums(rows, factors[:, piece], length)
         return found
 
     def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:

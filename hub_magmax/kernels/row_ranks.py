@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from jaxtyping import Float32, Int64
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
 
 from hub_magmax.kernels.lazy_imports import Array, torch
 
@@ -24,6 +25,34 @@ class RankTable(NamedTuple):
 
     most: Array
     factors: Array
+
+
+#: Sums of a row's magnitudes that are formed beside each other, each of every sixteenth element.
+LANES = 16
+
+
+def magnitude_sums(
+    vectors: Float32[np.ndarray, "tasks elements"],
+    factors: Float32[np.ndarray, "tasks elements"],
+    length: int,
+) -> Float64[np.ndarray, "2 tasks rows"]:
+    """Return the sums of each row's magnitudes, and of these times their factors, in float64.
+
+    Sums are of every sixteenth element, one after the other, and then of these, the first one first.
+
+    Args:
+        vectors: Task vectors, of whole rows.
+        factors: What each element is multiplied by: 0 or 1.
+        length: Of a row.
+    """
+    shape = len(vectors), vectors.shape[1] // length, -(-length // LANES) * LANES
+    found = np.zeros((2, *shape))
+    magnitudes = np.abs(vectors.reshape(*shape[:2], length))
+    found[0, ..., :length] = magnitudes
+    found[1, ..., :length] = magnitudes * factors.reshape(magnitudes.shape)
+    lanes = found.reshape(2, *shape[:2], -1, LANES).cumsum(axis=-2)[..., -1, :]
+    sums: np.ndarray = lanes.cumsum(axis=-1)[..., -1]
+    return sums
 
 
 def factors_by_rank(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64, Shaped, UInt8, UInt32, UInt64
+from jaxtyping import Float32, Float64, Int32, Int64, Shaped, UInt8, UInt16, UInt32, UInt64
 
 #: Task vectors of a chunk.
 Vectors = Float32[np.ndarray, "tasks chunk"]
@@ -21,6 +21,8 @@ PerTaskRows = Float32[np.ndarray, "rows tasks"]
 Tasks = Int64[np.ndarray, " some"]
 Spreads = Float32[np.ndarray, " chunk"]
 SquareSums = Float64[np.ndarray, "tasks blocks"]
+#: Sums of the magnitudes of each row, of all of them and of those that are kept.
+RowSums = Float64[np.ndarray, "2 tasks rows"]
 #: Sets of tasks as bits, without a sign, for each element.
 Codes = Shaped[np.ndarray, " elements"]
 #: Indices of some elements.
@@ -158,6 +160,48 @@ class Undecided(NamedTuple):
     largest: Int64[np.ndarray, " one"]
     places: Int64[np.ndarray, " elements"]
     rows: Shaped[np.ndarray, "rows elements"]
+
+
+class Ranking(NamedTuple):
+    """Scratch of loops that rank the elements of one row at a time.
+
+    Bins hold neighbouring magnitudes, in ascending order, and are numbered thrice: first for what equals the
+    lower end of its bin, but not in the first one, which has none; then sixteen numbers for zeros, of which
+    neighbours have different ones, so that they are counted at different places; then for all others.
+
+    Attributes:
+        bits, bins, keys: Elements of a row, up to a multiple of sixteen: magnitudes, numbers of their bins,
+            and random keys.
+        counts, bounds, factors: By these numbers, of which there are twice the bins and sixteen: elements,
+            the largest draw that keeps them, and their factor.
+        below: By bin, the elements of smaller bins, and of its own lower end, that equal an end, or are zero.
+        sorted: Elements of a row: others, as bits above their places.
+    """
+
+    bits: UInt32[np.ndarray, " padded"]
+    bins: UInt16[np.ndarray, " padded"]
+    keys: Int64[np.ndarray, " padded"]
+    counts: UInt32[np.ndarray, " numbers"]
+    bounds: UInt32[np.ndarray, " numbers"]
+    factors: Float32[np.ndarray, " numbers"]
+    below: Int64[np.ndarray, " bins"]
+    sorted: UInt64[np.ndarray, " elements"]
+
+    @classmethod
+    def of_rows(cls, length: int, lanes: int) -> Ranking:
+        """Return scratch for rows of `length` elements, and a bin for two to four of them."""
+        padded, bins = -(-length // lanes) * lanes, 1 << min(max(length.bit_length() - 2, 5), 14)
+        numbers = 2 * bins + lanes
+        return cls(
+            np.empty(padded, np.uint32),
+            np.empty(padded, np.uint16),
+            np.empty(padded, np.int64),
+            np.empty(numbers, np.uint32),
+            np.empty(numbers, np.uint32),
+            np.empty(numbers, np.float32),
+            np.empty(bins, np.int64),
+            np.empty(length, np.uint64),
+        )
 
 
 class Contest(NamedTuple):

@@ -1,7 +1,6 @@
 """Methods that drop elements of a task vector at random, by their rank in a row (DELLA)."""
 
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -35,9 +34,6 @@ Epsilons = Annotated[tuple[float, ...], PerTask(Annotated[float, Field(ge=0, lt=
 #: What kept elements are divided by: their own probability, the share of the tensor's norm that is left, or
 #: 1.
 Rescale = Literal["probability", "norm", "none"]
-
-#: Elements of whole rows whose magnitudes are added up at a time.
-AT_ONCE = 2**15
 
 
 @merge_method("della", source=_DELLA, scaling=1.0, form="rule", uses=preferred)
@@ -144,21 +140,11 @@ class _Rows:
         """Return the sums of the magnitudes of each row, and of those that are kept, in a fixed order."""
         import numpy as np
 
-        num_tasks, at_once = self._chunks.num_tasks, max(1, AT_ONCE // self._length)
         # In memory of their own: small arrays that are kept among large ones that are not scatter memory.
-        found = np.zeros((2, num_tasks, self._chunks.num_elements // self._length))
+        found = np.zeros((2, self._chunks.num_tasks, self._chunks.num_elements // self._length))
         for start, chunk in part:
-            room = partial(np.empty, (num_tasks, chunk.num_elements), np.float32)
-            vectors, (factors,) = self._chunks.backend.task_vectors(chunk, room), self._of_chunk(start, chunk)
-            by_row = (
-                vectors.reshape(num_tasks, -1, self._length),
-                factors.T.reshape(num_tasks, -1, self._length),
-            )
-            for first in range(0, by_row[0].shape[1], at_once):
-                values, kept = (rows[:, first : first + at_once] for rows in by_row)
-                magnitudes = np.abs(values).astype(np.float64)
-                place = start // self._length + first
-                own = found[..., place : place + values.shape[1]]
-                own[0] = np.cumsum(magnitudes, axis=-1)[..., -1]
-                own[1] = np.cumsum(magnitudes * kept, axis=-1)[..., -1]
+            (factors,) = self._of_chunk(start, chunk)
+            sums = self._chunks.backend.magnitude_sums(chunk, factors.T, self._length)
+            place = start // self._length
+            found[..., place : place + sums.shape[2]] = sums
         return found

@@ -27,10 +27,10 @@ _TABLE = 16
 
 #: Bytes of sorting for each element of rows, and the fewest elements: by compiled loops, and by torch for
 #: each task.
-_COMPILED, _TORCH = (20, 2**17), (100, 2**16)
+_COMPILED, _TORCH = (22, 2**17), (100, 2**16)
 
-#: The same of sums of magnitudes in float64, for each task.
-_SUMS = (56, 2**15)
+#: The same of sums of magnitudes in float64, which compiled loops hold nothing for.
+_SUMS = (56, 2**16)
 
 
 def held_of_chunk(method: str, num_tasks: int, *, by_torch: bool) -> int:
@@ -69,7 +69,7 @@ def bytes_of_ranks(row: int, num_tasks: int, summed: int, *, by_torch: bool) -> 
         by_torch: Torch ranks, in place of compiled loops.
     """
     sorting = _sized(_TORCH, row) * num_tasks if by_torch else _sized(_COMPILED, row)
-    sums = (VECTOR * summed + _sized(_SUMS, row)) * num_tasks if summed else 0
+    sums = (VECTOR * summed + _sized(_SUMS, row)) * num_tasks if summed and by_torch else 0
     return _TABLE * row * num_tasks + sorting + sums
 
 

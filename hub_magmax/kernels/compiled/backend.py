@@ -22,6 +22,7 @@ from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.row_ranks import RankTable
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.kernels.structures import (
+    Bits,
     BlockSums,
     Codes,
     Contest,
@@ -36,7 +37,9 @@ from hub_magmax.kernels.structures import (
     PerTask,
     PerTaskRows,
     Places,
+    Ranking,
     Reading,
+    RowSums,
     Spreads,
     SquareSums,
     Tasks,
@@ -155,23 +158,22 @@ class Compiled(Reference):
         table: RankTable,
     ) -> Float32[np.ndarray, "tasks chunk"]:
         """Return what each element is multiplied by, as `Backend.factors_by_rank` says."""
-        stored, length, most = chunk.bits(), (table.most.shape[1] + 1) // 2, 0
+        stored, length = chunk.bits(), (table.most.shape[1] + 1) // 2
         constants = np.array([generator.constants(stream) for stream in streams])
         out = np.empty((len(table.most), chunk.num_elements), np.float32)
-        padded = -(-length // cache.LANES) * cache.LANES
-        bits, keys = np.empty(padded, np.uint32), np.empty(padded, np.int64)
-        step = max(1, cache.SORTED // length) * length
-        for begin in range(0, chunk.num_elements, step):
-            part = out[:, begin : begin + step]
-            entries = np.empty((part.shape[1] // length, length), np.uint64)
-            for task, found in enumerate(part):
-                met = cache.write_entries(stored, task * stored.stride, begin, bits, entries)
-                most = max(most, met)
-                entries.sort(axis=1)
-                own = table.most[task], table.factors[task]
-                stream, upper = constants[task // 2], task % 2
-                cache.write_factors(entries, start + begin, stream, upper, *own, keys, found)
+        if stored.rows.dtype == np.uint16:
+            room = Ranking.of_rows(length, cache.LANES)
+            most = cache.write_binned_factors(stored, start, constants, *table, room, out)
+        else:
+            most = _write_sorted_factors(stored, start, constants, table, out)
         chunk.check_bits(most)
+        return out
+
+    def magnitude_sums(self, chunk: RawChunk, factors: Vectors, length: int) -> RowSums:
+        """Return sums of the magnitudes of rows, as `Backend.magnitude_sums` says."""
+        out = np.empty((2, len(factors), chunk.num_elements // length))
+        factors = np.ascontiguousarray(factors)
+        cache.write_magnitude_sums(chunk.bits(), factors, length, np.empty(cache.LANES), out)
         return out
 
     def rank(self, chunk: RawChunk, wanted: PerTask, owner: Owners, codes: Codes) -> None:
@@ -251,6 +253,27 @@ class Compiled(Reference):
             chunk.check_bits(int(largest[0]))
             kept.add(places[:number] + start, values[:number])
         return Sight(counts, float(largest[:1].astype(np.int32).view(np.float32)[0]), kept)
+
+
+def _write_sorted_factors(
+    stored: Bits, start: int, constants: np.ndarray, table: RankTable, out: Vectors
+) -> int:
+    """Write what each element is multiplied by, and return the largest bits met; rows are sorted."""
+    length, most = (table.most.shape[1] + 1) // 2, 0
+    padded = -(-length // cache.LANES) * cache.LANES
+    bits, keys = np.empty(padded, np.uint32), np.empty(padded, np.int64)
+    step = max(1, cache.SORTED // length) * length
+    for begin in range(0, out.shape[1], step):
+        part = out[:, begin : begin + step]
+        entries = np.empty((part.shape[1] // length, length), np.uint64)
+        for task, found in enumerate(part):
+            met = cache.write_entries(stored, task * stored.stride, begin, bits, entries)
+            most = max(most, met)
+            entries.sort(axis=1)
+            own = table.most[task], table.factors[task]
+            stream, upper = constants[task // 2], task % 2
+            cache.write_factors(entries, start + begin, stream, upper, *own, keys, found)
+    return most
 
 
 def _scratch() -> tuple[np.ndarray, np.ndarray]:

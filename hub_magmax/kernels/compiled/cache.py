@@ -75,6 +75,7 @@ _MODULES = (
     "histogram",
     "random",
     "ranks",
+    "binned_ranks",
     "spreads",
     "competition",
     "top_n",
@@ -181,6 +182,8 @@ write_spreads = Loop("write_spreads")
 write_square_sums = Loop("write_square_sums")
 write_entries = Loop("write_entries")
 write_factors = Loop("write_factors")
+write_binned_factors = Loop("write_binned_factors")
+write_magnitude_sums = Loop("write_magnitude_sums")
 count_magnitudes = Loop("count_magnitudes")
 count_and_merge = Loop("count_and_merge")
 look = Loop("look")

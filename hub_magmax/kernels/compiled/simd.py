@@ -210,6 +210,27 @@ def highest_bits(context, value):
 
 
 @_intrinsic
+def as_bits(context, mask):
+    """Return a mask as an int64, the bit of the first element lowest."""
+
+    def emit(context, builder, signature, values):
+        bits = builder.bitcast(values[0], ir.IntType(LANES))
+        return builder.zext(bits, LONGS.element)
+
+    return types.int64(MASK), emit
+
+
+@_intrinsic
+def lowest_bit(context, bits):
+    """Return the place of the lowest bit that is set in an int64 other than zero."""
+
+    def emit(context, builder, signature, values):
+        return builder.cttz(values[0], ir.Constant(MASK.element, 1))
+
+    return types.int64(types.int64), emit
+
+
+@_intrinsic
 def steps(context):
     """Return the numbers from 0 to 15."""
 
