@@ -42,7 +42,7 @@ from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing.commits import Destination, Head, Published
-from hub_magmax.publishing.preflight import check, licence_warning, told_of
+from hub_magmax.publishing.preflight import Begun, begin, licence_warning, told_of
 from hub_magmax.publishing.pushing import push_to
 from hub_magmax.publishing.scored_push import is_streamed, pushed_before, remove_folder
 from hub_magmax.recipe.arguments import checked, opened
@@ -126,13 +126,13 @@ def run(
         lambda: lock(recipe, report=report, progress=progress, cache=cache)
     )
     planned, is_old = plan_unfinished(recipe, locked, cache, processes, in_spite_of)
-    done = carry_out(planned, destination, report, progress, processes, cache, push_anyway=push_anyway)
+    begun = begin(planned, destination, processes)
+    done = carry_out(begun, report, progress, processes, cache, push_anyway=push_anyway)
     return replace(done, merged_before=is_old or done.merged_before)
 
 
 def carry_out(
-    planned: Plan,
-    destination: Destination | None,
+    begun: Begun,
     report: Report,
     progress: ProgressBar,
     processes: Processes,
@@ -144,7 +144,7 @@ def carry_out(
     """Carry out a plan, from the merge, unless its report is given, to the published model; see `run`."""
     from hub_magmax.merging.output.opening import report_opening  # loads torch
 
-    head = check(planned, destination, num_processes=processes.count) if processes.is_first else None
+    planned, destination, head = begun.plan, begun.destination, begun.head
     _announce(planned, destination, head, report)
     if (gone := _without_folder(planned, destination, head, progress, processes, cache)) is not None:
         return gone

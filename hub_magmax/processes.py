@@ -12,10 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from hub_magmax.errors import DistributedError
+from hub_magmax.errors import CheckpointError, DistributedError, HubMagmaxError, SourceError
 from hub_magmax.text import Report, step
 
 T = TypeVar("T")
+
+#: Errors about checkpoints, which are those of every merge of the same checkpoints.
+OF_ALL = (SourceError, CheckpointError)
 
 #: Starts N processes, on a machine without a GPU too, where `accelerate launch --num_processes N` starts one.
 LAUNCH = "torchrun --nproc-per-node N -m hub_magmax ..."
@@ -60,6 +63,24 @@ class Processes:
 
         with _ended_peers():
             return list(gather_object([value]))
+
+    @contextmanager
+    def failing(
+        self, note: Callable[[HubMagmaxError], None], of_all: tuple[type[HubMagmaxError], ...] = OF_ALL
+    ) -> Iterator[None]:
+        """Hand an error of one of several merges to `note`, so that the others go on.
+
+        Raises:
+            HubMagmaxError: Errors of the types `of_all`; and every one, where other processes would wait.
+        """
+        try:
+            yield
+        except of_all:
+            raise
+        except HubMagmaxError as error:
+            if self.count > 1:
+                raise
+            note(error)
 
 
 @contextmanager

@@ -16,20 +16,19 @@ from pathlib import Path
 from hub_magmax.analysis import comparing, diagnosing, sweeping
 from hub_magmax.analysis.study_journal import study_journal
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.errors import CheckpointError, HubMagmaxError, RecipeError, SourceError
+from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.merging.output.folder import refuse_taken
 from hub_magmax.pipeline import Run, carry_out, destination_of, lock, plan
 from hub_magmax.planning.findings.finding import refuse_faults
-from hub_magmax.planning.plan import Plan
 from hub_magmax.preference import resolve_preference
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.publishing.commits import Destination
-from hub_magmax.publishing.preflight import check, check_room_together
+from hub_magmax.publishing.preflight import Begun, begin, check_room_together
 from hub_magmax.publishing.scored_push import is_streamed
 from hub_magmax.recipe.arguments import checked, opened
-from hub_magmax.recipe.loading import RecipeLike, as_recipe, site_recipe
+from hub_magmax.recipe.loading import RecipeLike, as_recipe, site_recipes
 from hub_magmax.recipe.lockfile import Lock, LockLike, ResolvedPreference, as_lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.diagnosis import Diagnosis
@@ -171,7 +170,7 @@ def run_sites(
     recipe = as_recipe(recipe)
     if not recipe.sites:
         raise RecipeError("the recipe has no sites", key=("sites",), hint="`run` carries it out.")
-    recipes = {site: site_recipe(recipe, site) for site in recipe.sites}
+    recipes = site_recipes(recipe)
     processes = processes or find_processes(report)
     places = {site: destination_of(own) for site, own in recipes.items()}
     return run_together(
@@ -201,55 +200,38 @@ def run_together(
     from hub_magmax.merging.unfinished import plan_unfinished
 
     cache, done = SourceCache(), dict[str, Run | HubMagmaxError]()
-    plans, finished = dict[str, Plan](), set[str]()
+    begun, finished = dict[str, Begun](), set[str]()
+
+    def note(site: str, error: HubMagmaxError) -> None:
+        LOG.warning("%s: %s The others go on.", site, error)
+        done[site] = error
+
     first = next(iter(locks.values()), None)
     for site, own in recipes.items():
-        with _failing(site, done, processes, (SourceError, CheckpointError)):
+        with processes.failing(partial(note, site)):
             make = partial(lock, own, report=report, progress=progress, cache=cache, earlier=first)
             locked = locks.get(site) or processes.first_decides(make)
             first = first or locked
             planned, is_old = plan_unfinished(own, locked, cache, processes, in_spite_of)
-            if processes.is_first:
-                if not is_old:
-                    refuse_taken(own.output_path)
-                check(planned, destinations[site], num_processes=processes.count)
-            plans[site] = planned
+            if processes.is_first and not is_old:
+                refuse_taken(own.output_path)
+            begun[site] = begin(planned, destinations[site], processes)
             finished |= {site} if is_old else set()
     if processes.is_first:
-        check_room_together([*plans.values()])
+        check_room_together([one.plan for one in begun.values()])
     together = {
-        site: made for site, made in plans.items() if not is_streamed(made.recipe, destinations[site])
+        site: one.plan for site, one in begun.items() if not is_streamed(one.plan.recipe, one.destination)
     }
     total = sum(made.progress_bytes for site, made in together.items() if site not in finished)
     with opened(progress, total, "merging", "bytes") as advance:
         merged = merge_sites(together, progress=advance, processes=processes, cache=cache) if together else {}
-    how = (report, progress, processes, cache)
-    for site, made in plans.items():
-        with _failing(site, done, processes), step(f"finishing {site}", report):
+    for site, one in begun.items():
+        with processes.failing(partial(note, site), of_all=()), step(f"finishing {site}", report):
             if isinstance(found := merged.get(site), HubMagmaxError):
                 raise found
-            ended = carry_out(made, destinations[site], *how, push_anyway=push_anyway, merged=found)
+            ended = carry_out(one, report, progress, processes, cache, push_anyway=push_anyway, merged=found)
             done[site] = replace(ended, merged_before=site in finished)
     return {site: done[site] for site in recipes}
-
-
-@contextmanager
-def _failing(
-    site: str,
-    done: dict[str, Run | HubMagmaxError],
-    processes: Processes,
-    of_all: tuple[type[HubMagmaxError], ...] = (),
-) -> Iterator[None]:
-    """Note why a site failed. What concerns all of them is raised; and all, where other processes wait."""
-    try:
-        yield
-    except of_all:
-        raise
-    except HubMagmaxError as error:
-        if processes.count > 1:
-            raise
-        LOG.warning("%s: %s The others go on.", site, error)
-        done[site] = error
 
 
 @contextmanager

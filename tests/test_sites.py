@@ -3,6 +3,7 @@
 import json
 import shutil
 import subprocess
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +14,14 @@ from huggingface_hub import HfApi
 from hub_magmax import run, run_sites
 from hub_magmax.cli import main
 from hub_magmax.errors import OutputError, RecipeError
+from hub_magmax.merging.output import opening
+from hub_magmax.merging.output.libraries import Opened
+from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.pipeline import Run, plan
+from hub_magmax.planning.findings import look
 from hub_magmax.publishing import preflight
 from hub_magmax.publishing.preflight import check_room
+from hub_magmax.recipe import loading
 from hub_magmax.recipe.loading import load_recipe, parse_recipe, site_recipe
 from hub_magmax.recipe.sites import site_values
 from tests.families import read_merged, recipe_values, write_family, write_recipe
@@ -142,6 +148,32 @@ def test_every_site_is_what_its_own_recipe_gives(tmp_path):
         assert done[site].report.plan_digest == alone.report.plan_digest
     again = run_sites(path)
     assert all(isinstance(found, Run) and found.merged_before for found in again.values())
+
+
+def test_what_is_the_same_for_all_sites_is_done_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path, "abc")
+    west = {"output": {"dtype": "bfloat16"}}
+    write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH, "west": west})
+    calls = Counter()
+    opened = Opened(("a library",), frozenset(), 6)
+    for module, name, answer in (
+        (loading, "read_yaml", loading.read_yaml),
+        (preflight, "check", preflight.check),
+        (look, "Look", look.Look),
+        (opening, "open_folder", lambda *arguments: opened),
+    ):
+
+        def counted(*arguments, name=name, answer=answer, **named):
+            calls[name] += 1
+            return answer(*arguments, **named)
+
+        monkeypatch.setattr(module, name, counted)
+    invoke("run", "recipe.yaml")
+    # The west's output has another dtype.
+    assert calls == {"read_yaml": 1, "check": 3, "Look": 1, "open_folder": 2}
+    reports = [read_report(tmp_path / place / REPORT_NAME) for place in ("merged/north", "elsewhere")]
+    assert all(found.opened == {"library": "a library", "result": "6 tensors fit"} for found in reports)
 
 
 def test_one_site_that_fails_leaves_the_others_whole(two_sites, tmp_path):

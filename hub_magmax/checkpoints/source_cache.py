@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from hub_magmax.checkpoints.locations import Location
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.text import step
 
 LOG = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 #: Checkpoints whose headers are read side by side.
 PARALLEL_SOURCES = 8
@@ -19,11 +22,20 @@ PARALLEL_SOURCES = 8
 class SourceCache:
     """The checkpoints that one command reads: each is listed, and its headers are read, once.
 
-    A source from here can be closed and read again. Folders whose files changed since are opened anew.
+    What is found out about them is kept too. A source from here can be closed and read again. Folders whose
+    files changed since are opened anew.
     """
 
     def __init__(self) -> None:
         self._opened: dict[Location, FileSource] = {}
+        self._found: dict[Hashable, Any] = {}
+
+    def recall(self, question: Hashable, find: Callable[[], Found]) -> Found:
+        """Return what `find` gave for this question before, or gives now: all sites ask the same."""
+        if question not in self._found:
+            self._found[question] = find()
+        found: Found = self._found[question]
+        return found
 
     def open(self, location: Location) -> FileSource:
         """Return the checkpoint at a pinned location."""

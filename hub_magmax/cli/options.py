@@ -59,7 +59,7 @@ class RecipeOptions:
     def of_site(self, site: str) -> RecipeOptions:
         """Return the same for one site of the recipe, whose text is not read again."""
         found = replace(self, site=site)
-        found.__dict__["text"] = replace(self.text, site=site)  # a cached property
+        found.__dict__["text"] = self.text.of_site(site)  # a cached property
         return found
 
     @cached_property

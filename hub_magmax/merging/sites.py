@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import zip_longest
@@ -14,7 +14,7 @@ from itertools import zip_longest
 from hub_magmax.checkpoints.opening import open_together
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.errors import CheckpointError, DamagedError, HubMagmaxError, LockError, SourceError
+from hub_magmax.errors import DamagedError, HubMagmaxError, LockError
 from hub_magmax.files import from_here, os_errors
 from hub_magmax.kernels.lazy_imports import one_thread
 from hub_magmax.merging.engine import Engine, FileInMaking, starting_order
@@ -31,9 +31,6 @@ from hub_magmax.processes import Processes, find_processes
 
 LOG = logging.getLogger(__name__)
 
-#: What concerns the checkpoints, and so every site.
-_OF_ALL = (SourceError, CheckpointError)
-
 
 @dataclass
 class _Site:
@@ -48,6 +45,11 @@ class _Site:
     engine: Engine
     missing: dict[str, Shard]
     error: HubMagmaxError | None = None
+
+    def fail(self, error: HubMagmaxError) -> None:
+        """Note an error, and stop this merge."""
+        self.error = self.error or error
+        self.engine.clock.stop()
 
 
 def merge_sites(
@@ -166,7 +168,7 @@ def _make(sites: Mapping[str, _Site], processes: Processes) -> None:
         try:
             for site in everyone:
                 folder = site.place.survey_folder if processes.count > 1 else None
-                with _failing(site, processes):
+                with processes.failing(site.fail):
                     site.engine.look_at_model([*site.missing.values()], folder)
             files = dict.fromkeys(file for site in everyone for file in site.missing)
             _expect(everyone, files)
@@ -203,20 +205,6 @@ def _in_order(site: _Site, file: str) -> Sequence[TensorJob]:
     return starting_order(site.missing[file].jobs, in_order=site.engine.workers.in_order)
 
 
-@contextmanager
-def _failing(site: _Site, processes: Processes) -> Iterator[None]:
-    """Note an error of one site, and stop its merge; what concerns the checkpoints is raised."""
-    try:
-        yield
-    except _OF_ALL:
-        raise
-    except HubMagmaxError as error:
-        if processes.count > 1:
-            raise  # the others would wait
-        site.error = site.error or error
-        site.engine.clock.stop()
-
-
 def _start(
     file: str, sites: Sequence[_Site], open_files: ExitStack, processes: Processes
 ) -> list[tuple[_Site, FileInMaking]]:
@@ -224,7 +212,7 @@ def _start(
     begun: list[tuple[_Site, FileInMaking]] = []
     for site in sites:
         if file in site.missing and site.error is None:
-            with _failing(site, processes):
+            with processes.failing(site.fail):
                 begun.append((site, site.engine.begin(site.missing[file], open_files)))
     for units in zip_longest(*(making.order for _, making in begun)):
         for (_, making), unit in zip(begun, units, strict=True):
@@ -237,7 +225,7 @@ def _record(begun: Sequence[tuple[_Site, FileInMaking]], processes: Processes) -
     """Wait for files, and note each that is finished."""
     for site, making in begun:
         if site.error is None:
-            with _failing(site, processes):
+            with processes.failing(site.fail):
                 record = making.wait()
                 with os_errors(site.place.folder / record.file), site.engine.clock.spend("store"):
                     site.place.journal.record(record)
@@ -246,7 +234,7 @@ def _record(begun: Sequence[tuple[_Site, FileInMaking]], processes: Processes) -
 def _finish(site: _Site, seconds: float, spent: Spent, processes: Processes) -> MergeReport | HubMagmaxError:
     """Write what lies beside the weights, and make the folder the output."""
     processes.wait()
-    with _failing(site, processes):
+    with processes.failing(site.fail):
         if site.error is None:
             report = report_of(site.plan, site.place, seconds, spent)
             if processes.is_first:

@@ -19,6 +19,7 @@ from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import SMALL_BYTES, Plan
 from hub_magmax.planning.summary import notices
+from hub_magmax.processes import Processes
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
 from hub_magmax.publishing.replacing import replaced_model
 from hub_magmax.publishing.scored_push import is_streamed
@@ -75,6 +76,27 @@ def check(plan: Plan, destination: Destination | None, *, num_processes: int = 1
     head = prepare_repository(destination)
     check_card(plan, destination)
     return head
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A plan that passed the checks before a merge.
+
+    Attributes:
+        destination: Where its model goes on the Hub.
+        head: The branch that a push replaces, as it was then; None without a destination, and in all
+            processes but the first.
+    """
+
+    plan: Plan
+    destination: Destination | None
+    head: Head | None
+
+
+def begin(plan: Plan, destination: Destination | None, processes: Processes) -> Begun:
+    """Check what would make carrying out a plan fail late; raises as `check`."""
+    head = check(plan, destination, num_processes=processes.count) if processes.is_first else None
+    return Begun(plan, destination, head)
 
 
 #: How a recipe names another repository.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -49,14 +50,26 @@ class RecipeText:
     is_stream: bool = False
     site: str | None = None
 
+    def of_site(self, site: str) -> RecipeText:
+        """Return the same for one site; the text is not parsed again."""
+        found = replace(self, site=site)
+        found.__dict__["_whole"] = self._whole  # a cached property
+        return found
+
+    @cached_property
+    def _whole(self) -> tuple[Any, dict[KeyPath, Place], dict[KeyPath, str]]:
+        """Content of the whole text; what is known to be no recipe is refused."""
+        refuse_foreign(self.text, self.name)
+        return read_yaml(self.text, self.name)
+
     @property
     def content(self) -> tuple[Any, dict[KeyPath, Place], dict[KeyPath, str]]:
         """Values, their places, and texts of single values, as `read_yaml` returns them; those of the site.
 
         Raises:
-            RecipeError: If there is no such site.
+            RecipeError: If the text is no recipe, or there is no such site.
         """
-        values, places, written = read_yaml(self.text, self.name)
+        values, places, written = self._whole
         if self.site is None or not isinstance(values, dict):
             return values, places, written
         sites = values.get("sites")
@@ -137,7 +150,6 @@ def parse_text(found: RecipeText, changes: Sequence[Change] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem found, each at its line and key path, or at its option.
     """
-    refuse_foreign(found.text, found.name)
     values, places, written = found.content
     values, written, options = with_changes(values, written, changes)
     return parse_recipe(
@@ -201,9 +213,9 @@ def parse_recipe(
 def _site_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield what is wrong with the sites' own recipes; two of them may not have one place."""
     recipes: dict[str, Recipe] = {}
-    for site in recipe.sites or {}:
+    for site, read in _site_recipes(recipe).items():
         try:
-            recipes[site] = site_recipe(recipe, site)
+            recipes[site] = read()
         except RecipeError as error:
             yield from (replace(one, key=("sites", site, *one.key)) for one in error.problems)
     for site, key, other in shared_places(recipes):
@@ -213,7 +225,22 @@ def _site_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def site_recipe(recipe: Recipe, site: str) -> Recipe:
     """Return the own recipe of one of a recipe's sites."""
-    return parse_recipe(site_values(recipe.to_dict(defaults=False), site), folder=recipe.folder)
+    return _site_recipes(recipe)[site]()
+
+
+def site_recipes(recipe: Recipe) -> dict[str, Recipe]:
+    """Return the own recipes of a recipe's sites, by name."""
+    return {site: read() for site, read in _site_recipes(recipe).items()}
+
+
+def _site_recipes(recipe: Recipe) -> dict[str, Callable[[], Recipe]]:
+    """Return what reads the own recipe of each site: the values of all are made once."""
+    values = recipe.to_dict(defaults=False)
+
+    def read(site: str) -> Recipe:
+        return parse_recipe(site_values(values, site), folder=recipe.folder)
+
+    return {site: partial(read, site) for site in recipe.sites or {}}
 
 
 def _unmistaken(found: Iterable[Problem], others: Iterable[Problem]) -> list[Problem]:

@@ -19,7 +19,7 @@ from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import OutputError
-from hub_magmax.files import write_text
+from hub_magmax.files import digest, sha256_of, write_text
 from hub_magmax.merging.output.libraries import (
     NotOpenedError,
     Opened,
@@ -27,10 +27,16 @@ from hub_magmax.merging.output.libraries import (
     Tensors,
     open_folder,
 )
+from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.processes import Processes
+from hub_magmax.recipe.lockfile import LOCK_NAME
+from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.text import listed, number_of, shown, step
+
+#: Files about the merge, at which no library looks.
+_OWN_FILES = {RECIPE_NAME, LOCK_NAME, PROVENANCE_NAME, REPORT_NAME, "README.md"}
 
 
 def report_opening(
@@ -75,8 +81,9 @@ def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> d
     if plan.recipe.output.is_adapter:
         return _not_tried("an adapter is opened with its base model")
     try:
-        written = _written(plan, folder)
-        found = open_folder(folder, written, _single_name(plan))
+        written, single_name = _written(plan, folder), _single_name(plan)
+        asked = ("opened", single_name, digest([written, _files_beside(folder)]))
+        found = (cache or SourceCache()).recall(asked, lambda: open_folder(folder, written, single_name))
     except NotOpenedError as reason:
         return _not_tried(str(reason))
     except Exception as error:  # whatever a library raises
@@ -87,6 +94,17 @@ def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> d
     if new := sorted(found.problems - (base.problems if base else frozenset())):
         raise _unfit(plan, folder, found, new)
     return _result(found, f", but for what the base model's do not either: {_told(sorted(found.problems))}")
+
+
+def _files_beside(folder: Path) -> dict[str, str]:
+    """Return the sha256 of files that a library may look at, by name: sites have the same, and open alike."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    beside = {path.relative_to(folder).as_posix(): path for path in files}
+    return {
+        name: sha256_of(path)
+        for name, path in beside.items()
+        if name not in _OWN_FILES and path.suffix != ".safetensors"
+    }
 
 
 def _not_tried(reason: str) -> dict[str, str]:

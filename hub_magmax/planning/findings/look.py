@@ -18,6 +18,7 @@ from hub_magmax.checkpoints.opening import open_checkpoints, open_source
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, SourceError
+from hub_magmax.files import digest
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.planning.findings.faults import Evidence, Geometry, faults
 from hub_magmax.planning.findings.finding import Finding, unchanged
@@ -26,7 +27,7 @@ from hub_magmax.planning.findings.swapped import SwapSearch
 from hub_magmax.planning.layers import shifted_blocks
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.recipe.blocks import block_of
-from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.lockfile import Lock, LockedSource, ResolvedPreference
 from hub_magmax.recipe.tensor_rules import takes_any
 from hub_magmax.text import step
 
@@ -57,7 +58,7 @@ def with_findings(plan: Plan, cache: SourceCache, in_spite_of: Iterable[str] = (
         told = {(finding.rule, finding.task) for finding in findings}
         here = _looked_at(plan)
         with suppress(CheckpointError, SourceError):  # the merge stops there, and says more
-            seen = (*_empty_adapters(plan, cache), *_seen(plan, opened, here))
+            seen = (*_empty_adapters(plan, cache), *_seen(plan, opened, here, cache))
             findings += tuple(one for one in seen if (one.rule, one.task) not in told)
     findings = tuple(_as_meant(finding, plan.lock) for finding in findings)
     unseen = tuple(task for task in plan.lock.tasks if task not in (*here, *plan.unread))
@@ -85,19 +86,36 @@ def _looked_at(plan: Plan) -> tuple[str, ...]:
     return tasks if "base_model" in here else ()
 
 
-def _seen(plan: Plan, opened: Mapping[str, TensorSource], tasks: Sequence[str]) -> Iterator[Finding]:
+def _seen(
+    plan: Plan, opened: Mapping[str, TensorSource], tasks: Sequence[str], cache: SourceCache
+) -> Iterator[Finding]:
     """Yield what samples of the values of the base model and of whole checkpoints show.
 
     Adapters are added to the base model's weights, whatever these are, and their products take time.
     """
     whole = tuple(task for task in tasks if not plan.lock.tasks[task].adapter_config)
     taken = {job.source for job in plan.jobs}
-    for found in Look(_comparable(plan), opened, whole).findings() if whole else ():
+    for found in _of_samples(plan, opened, whole, cache) if whole else ():
         if found.rule != "unchanged" or not takes_any(plan.recipe.tensors):
             yield found
         elif found.task not in taken:
             where = "is the base model, unchanged, in all tensors that no rule covers"
             yield unchanged(found.task, where, is_fault=False)
+
+
+def _of_samples(
+    plan: Plan, opened: Mapping[str, TensorSource], tasks: tuple[str, ...], cache: SourceCache
+) -> tuple[Finding, ...]:
+    """Return what samples show, found once for all sites of a recipe."""
+    jobs = [(job.name, job.shape, job.num_elements) for job in _comparable(plan) if job.merged]
+    # Sites differ in this lock's method and preference, which change neither values nor names.
+    alike = replace(plan.lock, method={}, preference=ResolvedPreference({}, ""))
+    asked = ("samples", tasks, digest([alike.digest, plan.recipe.output.files_from, jobs]))
+
+    def look() -> tuple[Finding, ...]:
+        return tuple(Look(_comparable(plan), opened, tasks).findings())
+
+    return cache.recall(asked, look)
 
 
 def _comparable(plan: Plan) -> list[TensorJob]:
