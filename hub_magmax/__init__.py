@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from hub_magmax.fleet.recording import recording as recording
     from hub_magmax.fleet.replaying import replay as replay
     from hub_magmax.fleet.rollback import rollback as rollback
+    from hub_magmax.fleet.routing.fitting import route as route
+    from hub_magmax.fleet.routing.router import Router as Router
     from hub_magmax.fleet.signing import sign as sign
     from hub_magmax.fleet.status import fleet_status as fleet_status
     from hub_magmax.fleet.verifying import verify as verify
@@ -48,6 +50,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "HubMagmaxError": "errors",
     "Recipe": "recipe.schema",
+    "Router": "fleet.routing.router",
     "canary": "fleet.canaries",
     "compare": "studies",
     "compare_tails": "evaluation.tail_shape",
@@ -73,6 +76,7 @@ _HOMES = {
     "render_card": "reporting.card",
     "replay": "fleet.replaying",
     "rollback": "fleet.rollback",
+    "route": "fleet.routing.fitting",
     "run": "pipeline",
     "run_sites": "studies",
     "sign": "fleet.signing",

@@ -21,7 +21,7 @@ from tests.test_cli import call
 from tests.test_fleet_signing import Recorder
 
 #: Verbs of a finished merge.
-OF_MERGED = ("canary", "card", "evaluate", "predict", "push", "replay", "sign", "verify")
+OF_MERGED = ("canary", "card", "evaluate", "predict", "push", "replay", "route", "sign", "verify")
 
 
 @cache
@@ -55,6 +55,7 @@ def family(tmp_path_factory):
     """A recipe with everything that a verb may need, its checkpoints and examples, and its merged model."""
     folder = tmp_path_factory.mktemp("family")
     write_classifiers(folder, {"base": [0.0, 0.1, 0.0], "a": [1.0, 0.1, 0.0], "b": [0.0, 0.1, 4.0]})
+    write_rows(folder / "rows.parquet", [0] * 30 + [1] * 20 + [2] * 10)  # enough for a router
     write_rows(folder / "others.parquet", [0] * 5 + [1, 1, 2])
     rows, others = {"dataset": "./rows.parquet"}, {"dataset": "./others.parquet"}
     values = classifier_recipe(

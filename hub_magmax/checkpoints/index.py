@@ -22,6 +22,9 @@ SINGLE_NAME = "model.safetensors"
 ADAPTER_NAME = "adapter_model.safetensors"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 
+#: A router between a merged model and its tasks' checkpoints, beside the model; no weights of the model.
+ROUTER_NAME, ROUTER_WEIGHTS_NAME = "router.json", "router.safetensors"
+
 
 @dataclass(frozen=True)
 class TensorInfo:

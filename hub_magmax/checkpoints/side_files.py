@@ -22,6 +22,7 @@ _ABOUT_WEIGHTS = (
     "merge_report.json",
     "outcomes.json",
     "provenance.json",
+    "router.json",
     "scores.json",
     "trainer_state.json",
     "training_args.json",

@@ -19,6 +19,7 @@ from hub_magmax.checkpoints.index import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_NAME,
     INDEX_NAME,
+    ROUTER_WEIGHTS_NAME,
     SINGLE_NAME,
     CheckpointIndex,
     ShardInfo,
@@ -193,7 +194,8 @@ def _candidates(sizes: Mapping[str, int], usual: str, suffixes: str | tuple[str,
     if usual in sizes:
         return [usual]
     found = [path for path in sorted(sizes) if path.endswith(suffixes) and "/" not in path]
-    return [path for path in found if not _is_variant_beside_the_usual(path, sizes)]
+    models = [path for path in found if path != ROUTER_WEIGHTS_NAME]
+    return [path for path in models if not _is_variant_beside_the_usual(path, sizes)]
 
 
 def _is_variant_beside_the_usual(path: str, sizes: Mapping[str, int]) -> bool:

@@ -34,6 +34,7 @@ VERBS = {
     "quickstart": "quickstart",
     "replay": "decisions",
     "rollback": "fleet",
+    "route": "routing",
     "run": "merging",
     "schema": "recipes",
     "sign": "fleet",

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from hub_magmax.checkpoints.index import ROUTER_WEIGHTS_NAME
 from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub
@@ -185,8 +186,12 @@ def _row(found: Revision) -> tuple[Cell, ...]:
 def _weights(source: FileSource) -> str:
     if REPORT_NAME not in source.sizes:
         return ""
-    files = {path: source.stated_hashes(path) for path in source.sizes if path.endswith(".safetensors")}
+    files = {path: source.stated_hashes(path) for path in source.sizes if _is_of_model(path)}
     return digest(files).removeprefix("sha256:")
+
+
+def _is_of_model(path: str) -> bool:
+    return path.endswith(".safetensors") and path != ROUTER_WEIGHTS_NAME
 
 
 def _stored_scores(source: FileSource) -> StoredScores | None:

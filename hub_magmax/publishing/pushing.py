@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME
 from hub_magmax.checkpoints.side_files import is_safe
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME
@@ -20,10 +21,19 @@ from hub_magmax.publishing.commits import (
     prepare_repository,
 )
 from hub_magmax.recipe.arguments import checked
+from hub_magmax.recipe.result_files import picture_paths
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
+from hub_magmax.reporting.router_report import ROUTER_PICTURE_NAME
 
 #: What belongs to one merged model, and would be taken for the next one's.
-_OF_ONE_MODEL = (SCORES_NAME, OUTCOMES_NAME, SIGNATURE_NAME)
+_OF_ONE_MODEL = (
+    SCORES_NAME,
+    OUTCOMES_NAME,
+    SIGNATURE_NAME,
+    ROUTER_NAME,
+    ROUTER_WEIGHTS_NAME,
+    *(path.name for path in picture_paths(Path(ROUTER_PICTURE_NAME))),
+)
 
 
 @checked

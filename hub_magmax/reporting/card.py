@@ -47,6 +47,7 @@ from hub_magmax.reporting.front_matter import front_matter, model_name
 from hub_magmax.reporting.headline import made_line, model_line, result_line
 from hub_magmax.reporting.licence import combined_license
 from hub_magmax.reporting.model_kind import ModelFiles, ModelKind, kind_of, locked_files
+from hub_magmax.reporting.router_report import RouterReport
 from hub_magmax.reporting.score_formats import unit_of
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
 from hub_magmax.reporting.usage import checks, loading, recipe_text, recipe_values
@@ -62,12 +63,14 @@ class Beside:
         diagnosis: Of the checkpoints, together with its heat map.
         files: Of the model, by which its kind is known; by default those that the lock tells.
         signature: Whether there is a signature.
+        router: What a router between the model and its tasks' checkpoints is worth.
     """
 
     explorer: bool = False
     diagnosis: Diagnosis | None = None
     files: ModelFiles | None = None
     signature: bool = False
+    router: RouterReport | None = None
 
 
 NOTHING = Beside()
@@ -200,7 +203,7 @@ def _measured(recipe: Recipe, lock: Lock, scores: Scores | None, rows: Sequence[
 
 
 def _linked(beside: Beside, picture: str | None) -> dict[str, Any]:
-    """Return the links to files beside the card, and the diagnosis of the checkpoints."""
+    """Return the links to files beside the card, the diagnosis of the checkpoints, and a router's worth."""
     return {
         "picture": Markdown(quote(Path(picture).name)) if picture else None,
         "explorer": Markdown(EXPLORER_NAME) if beside.explorer else None,
@@ -208,6 +211,8 @@ def _linked(beside: Beside, picture: str | None) -> dict[str, Any]:
         "verdict": _verdict(beside.diagnosis),
         "thresholds": THRESHOLDS,
         "heat_map": Markdown(HEAT_MAP_NAME),
+        "router": beside.router,
+        "routes": beside.router and Markdown(beside.router.references().write("markdown")),
     }
 
 

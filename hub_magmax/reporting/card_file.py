@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from hub_magmax.checkpoints.index import ROUTER_NAME
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import SCORES_NAME, Scores, read_scores, write_scores
 from hub_magmax.files import write_text
@@ -17,6 +18,7 @@ from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 from hub_magmax.reporting.card import Beside, render_card
 from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, read_diagnosis
 from hub_magmax.reporting.model_kind import files_in
+from hub_magmax.reporting.router_report import read_router_report
 from hub_magmax.reporting.tradeoff_surface import EXPLORER_NAME
 from hub_magmax.text import step
 
@@ -122,4 +124,6 @@ def _found_beside(folder: Path) -> Beside:
     if (folder / DIAGNOSIS_NAME).is_file() and (folder / HEAT_MAP_NAME).is_file():
         diagnosis = read_diagnosis(folder / DIAGNOSIS_NAME)
     explorer, signature = ((folder / name).is_file() for name in (EXPLORER_NAME, SIGNATURE_NAME))
-    return Beside(explorer, diagnosis, files_in(folder), signature)
+    record = folder / ROUTER_NAME
+    router = read_router_report(record) if record.is_file() else None
+    return Beside(explorer, diagnosis, files_in(folder), signature, router)
