@@ -194,7 +194,7 @@ def _without_folder(
 
     with opened(progress, planned.progress_bytes, "merging", "bytes") as advance:
         merged, published = merge_to_hub(planned, destination, head, advance, processes, cache)
-    is_old = head is not None and published is not None and published.commit == head.commit
+    is_old = published is not None and not published.is_new
     return Run(planned, merged, output, published=published, merged_before=is_old)
 
 

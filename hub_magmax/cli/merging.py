@@ -263,12 +263,11 @@ def run(
         values["assessment"] = assessment_of(done.scores, done.plan.lock)
         text = f"{_measured(done, done.scores)}\n{text}"
     if done.published is not None:
-        from hub_magmax.publishing.addresses import places_of, told
+        from hub_magmax.publishing.addresses import pushed, pushed_values
 
-        commit, url = done.published.commit, done.published.url
         branch = destination.revision if destination else None
-        values["published"] = {"commit": commit, "url": url, "places": places_of(url, branch)}
-        text += f"\npublished {told(url, branch)}"
+        values["published"] = pushed_values(done.published, branch)
+        text += f"\n{pushed(done.published, branch)}"
     has_regressed = any(guard.verdict == "regressed" for guard in done.guards) and not push_anyway
     return Answer(values, text, exit_code=REGRESSED if has_regressed else 0)
 

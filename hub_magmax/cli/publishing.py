@@ -23,7 +23,7 @@ def push(folder: Path, repo_id: str, to: DestinationOptions) -> Answer:
       hub-magmax push merged me/merged --private
     """
     from hub_magmax.merging.output.report import REPORT_NAME
-    from hub_magmax.publishing.addresses import places_of, told
+    from hub_magmax.publishing.addresses import pushed, pushed_values
     from hub_magmax.publishing.commits import Destination, prepare_repository
     from hub_magmax.publishing.preflight import told_of
     from hub_magmax.publishing.pushing import push_to
@@ -39,6 +39,4 @@ def push(folder: Path, repo_id: str, to: DestinationOptions) -> Answer:
         locked, head = read_lock(folder / LOCK_NAME), prepare_repository(destination)
         say(told_of(head, destination, locked, "another REPO_ID"))
     published = push_to(destination, folder, head)
-    places = places_of(published.url, to.revision)
-    values = {"commit": published.commit, "url": published.url, "places": places}
-    return Answer(values, f"published {told(published.url, to.revision)}")
+    return Answer(pushed_values(published, to.revision), pushed(published, to.revision))

@@ -111,7 +111,7 @@ def _spent(done: Mapping[str, Run | HubMagmaxError]) -> str:
 
 def _told(done: Run | HubMagmaxError) -> str:
     """Return in a line what became of one site."""
-    from hub_magmax.publishing.addresses import told
+    from hub_magmax.publishing.addresses import pushed
     from hub_magmax.reporting.headline import result
 
     if isinstance(done, HubMagmaxError):
@@ -120,11 +120,13 @@ def _told(done: Run | HubMagmaxError) -> str:
     if done.scores is not None:
         parts += filter(None, result(done.scores, done.plan.lock))
     if done.published is not None:
-        parts.append(f"published {told(done.published.url, None)}")
+        parts.append(pushed(done.published))
     return "; ".join(parts)
 
 
 def _values(done: Run | HubMagmaxError) -> dict[str, Any]:
+    from hub_magmax.publishing.addresses import pushed_values
+
     if isinstance(done, HubMagmaxError):
         return {"error": done.to_dict()}
     found: dict[str, Any] = {
@@ -135,7 +137,7 @@ def _values(done: Run | HubMagmaxError) -> dict[str, Any]:
     if done.scores is not None:
         found["scores"] = json.loads(done.scores.to_json())
     if done.published is not None:
-        found["published"] = {"commit": done.published.commit, "url": done.published.url}
+        found["published"] = pushed_values(done.published)
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,16 @@ class Destination:
 
 @dataclass(frozen=True)
 class Published:
-    """Commit of a push: `commit` is 40 hexadecimal digits, `url` shows it."""
+    """Commit of a push: `commit` is 40 hexadecimal digits, `url` shows it.
+
+    Attributes:
+        is_new: Whether this push made it; otherwise the Hub held the very same before.
+    """
 
     repo_id: str
     commit: str
     url: str
+    is_new: bool = field(default=True, kw_only=True)
 
 
 class CollectedError(PublishError):
@@ -197,6 +202,11 @@ class Head:
     @property
     def holds_model(self) -> bool:
         return any(map(holds_weights, self.files))
+
+    def as_published(self, destination: Destination) -> Published:
+        """Return its commit as that of an earlier push."""
+        url = f"{hub_api().endpoint}/{destination.repo_id}/commit/{self.commit}"
+        return Published(destination.repo_id, self.commit, url, is_new=False)
 
 
 def holds_weights(path: str) -> bool:
@@ -340,29 +350,27 @@ def _done_already(
         return None
     with publish_errors(destination.name):
         for found in candidates(destination):
-            if found.commit != head.commit and not _differing(found, expected):
-                return found
+            if found.commit != head.commit and not differing(found, expected):
+                return replace(found, is_new=True)
     return None
 
 
 def candidates(destination: Destination) -> Iterator[Published]:
     """Yield the commits that may be an earlier push: the branch's, or the newest pull requests'."""
-    base = f"{hub_api().endpoint}/{destination.repo_id}"
     if not destination.create_pr:
-        commit_id = find_head(destination).commit
-        yield Published(destination.repo_id, commit_id, f"{base}/commit/{commit_id}")
+        yield find_head(destination).as_published(destination)
         return
+    base = f"{hub_api().endpoint}/{destination.repo_id}"
     with publish_errors(destination.name):
         refs = retry(lambda: hub_api().list_repo_refs(destination.repo_id, include_pull_requests=True))
     numbered = sorted(refs.pull_requests or [], key=lambda ref: int(ref.ref.rpartition("/")[2]), reverse=True)
     for ref in numbered[:_SHOWN_REQUESTS]:
         number = ref.ref.rpartition("/")[2]
-        yield Published(destination.repo_id, ref.target_commit, f"{base}/discussions/{number}")
+        yield Published(destination.repo_id, ref.target_commit, f"{base}/discussions/{number}", is_new=False)
 
 
 def _compare(found: Published, expected: Mapping[str, str]) -> None:
-    differing = _differing(found, expected)
-    for path, hashes in differing.items():
+    for path, hashes in differing(found, expected).items():
         raise PublishError(
             f"the Hub holds {hashes or 'no such file'}, and {expected[path]} was sent",
             where=f"{found.repo_id}@{found.commit[:7]}, {path}",
@@ -370,7 +378,7 @@ def _compare(found: Published, expected: Mapping[str, str]) -> None:
         )
 
 
-def _differing(found: Published, expected: Mapping[str, str]) -> dict[str, str]:
+def differing(found: Published, expected: Mapping[str, str]) -> dict[str, str]:
     """Return the hashes of the files at a commit that are not as expected; empty ones for missing files."""
     from huggingface_hub.hf_api import RepoFile
 

@@ -120,9 +120,11 @@ def told_of(head: Head | None, destination: Destination, lock: Lock, elsewhere: 
         return f"{destination.name} is not there, and will be created ({kind})"
     if not head.holds_model:
         return f"{destination.name} holds no model yet"
+    there = f"{destination.name} holds a model"
+    if not (replaced := replaced_model(head, destination, lock, elsewhere)):
+        return f"{there} of the same checkpoints, method and preference: only files that differ are pushed"
     how = "a pull request replaces" if destination.create_pr else "the push replaces"
-    told = f"{destination.name} holds a model: {how} its weights and files of the same names; others stay"
-    return "; ".join(filter(None, [told, replaced_model(head, destination, lock, elsewhere)]))
+    return f"{there}: {how} its weights and files of the same names; others stay; {replaced}"
 
 
 def look_at(destination: Destination, lock: Lock) -> str:

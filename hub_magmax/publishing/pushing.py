@@ -20,6 +20,7 @@ from hub_magmax.publishing.commits import (
     holds_weights,
     prepare_repository,
 )
+from hub_magmax.publishing.held import held_already
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.result_files import picture_paths
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
@@ -47,6 +48,8 @@ def push(
     commit_message: str = "",
 ) -> Published:
     """Publish the files of `folder` as one commit, then compare every shard with the report.
+
+    What the branch holds already is not pushed again (`Published.is_new` is then false).
 
     Args:
         folder: A finished output folder.
@@ -79,7 +82,10 @@ def push_to(destination: Destination, folder: Path, head: Head | None = None) ->
     contents = contents_of(folder, destination.repo_id)
     weights = {shard.file: f"sha256:{shard.sha256}" for shard in report.shards}
     small = {name: hashes_of(content) for name, content in contents.items() if name not in weights}
-    return commit(destination, operations(contents, head), head, weights | small)
+    expected = weights | small
+    if not _stale(contents, head) and (held := held_already(destination, head, folder, expected)) is not None:
+        return held
+    return commit(destination, operations(contents, head), head, expected)
 
 
 def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
@@ -90,12 +96,11 @@ def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    stale = sorted(name for name in {*head.files} - contents.keys() if _is_stale(name))
     added = [
         CommitOperationAdd(name, content) if isinstance(content, Path | bytes) else content
         for name, content in contents.items()
     ]
-    return [*added, *(CommitOperationDelete(name) for name in stale)]
+    return [*added, *(CommitOperationDelete(name) for name in _stale(contents, head))]
 
 
 def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
@@ -113,5 +118,7 @@ def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     return contents
 
 
-def _is_stale(path: str) -> bool:
-    return holds_weights(path) or path in _OF_ONE_MODEL
+def _stale(contents: Mapping[str, Any], head: Head) -> list[str]:
+    """Return the files of an earlier model that may not stay beside others."""
+    rest = {*head.files} - contents.keys()
+    return sorted(name for name in rest if holds_weights(name) or name in _OF_ONE_MODEL)

@@ -79,8 +79,13 @@ def write_stored_card(recipe: Recipe, locked: Lock, *, keep_edited: bool = False
     return write_card(recipe, locked, report, scores, folder, keep_edited=keep_edited)
 
 
-def stored_card(folder: Path, repo_id: str) -> str:
+def stored_card(folder: Path, repo_id: str, report: MergeReport | None = None) -> str:
     """Return the card of the values stored in a merged folder, for the repository `repo_id`.
+
+    Args:
+        folder: A finished output folder.
+        repo_id: `org/model`.
+        report: In place of the one that is stored.
 
     Raises:
         HubMagmaxError: If recipe, lock, report or scores cannot be read.
@@ -88,7 +93,7 @@ def stored_card(folder: Path, repo_id: str) -> str:
     text = render_card(
         load_recipe(folder / RECIPE_NAME),
         read_lock(folder / LOCK_NAME),
-        read_report(folder / REPORT_NAME),
+        report or read_report(folder / REPORT_NAME),
         read_scores(folder) if (folder / SCORES_NAME).is_file() else None,
         picture=PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None,
         beside=_found_beside(folder),

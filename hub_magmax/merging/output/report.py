@@ -7,7 +7,7 @@ import math
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,11 @@ class MergeReport(Brief):
     parameters: Mapping[str, int] = field(default_factory=dict, hash=False)
     peak_resident_bytes: int = 0
     unchanged: float = 0.0
+
+    @property
+    def without_effort(self) -> MergeReport:
+        """The report without times and memory, which differ from run to run."""
+        return replace(self, seconds=0.0, profile={}, peak_memory_bytes=0, peak_resident_bytes=0)
 
     @property
     def brief(self) -> str:
