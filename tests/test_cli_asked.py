@@ -141,4 +141,6 @@ def test_validating_says_what_it_did_not_look_at(family):
     assert code == 0
     assert "note: tasks.1.model: there is no ./none on this machine" in out
     assert "checkpoints were not opened: `hub-magmax plan` reads their headers" in out
-    assert "tasks.0.model" not in out
+    assert "tasks.0.model" not in out and "data was not looked at" not in out
+    write_recipe(family, evaluation={"evaluator": "log-likelihood", "tasks": {"a": {"dataset": "a.jsonl"}}})
+    assert "data was not looked at: `plan` reads the columns of local files" in call("validate", recipe)[1]

@@ -89,7 +89,7 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     """Show what merging RECIPE will read, write and need.
 
     Reads headers and samples of values. Exits with 1 if a merge would be refused, for a FAULT that is not
-    accepted.
+    accepted, or if examples in local files could not be scored.
 
     \b
     Example:
@@ -101,6 +101,7 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     from hub_magmax.pipeline import destination_of, lock
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.planning.findings.finding import faults_left
+    from hub_magmax.planning.summary import lacks_columns
     from hub_magmax.publishing.preflight import licence_warning, look_at
 
     if sites := sites_of(asked):
@@ -115,7 +116,7 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
         there, warning = look_at(destination, locked), licence_warning(planned)
         values["publishing"] = {"to": there, "warning": warning or None}
         text += f"\n{'publishes':<12} {there}" + (f"\n{'warning':<12} {warning}" if warning else "")
-    return Answer(values, text, exit_code=ERROR if refused else 0)
+    return Answer(values, text, exit_code=ERROR if refused or lacks_columns(values) else 0)
 
 
 def _described(planned: Plan) -> tuple[dict[str, Any], str]:

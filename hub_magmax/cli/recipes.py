@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @verb
 @changed_recipe
 def validate(asked: RecipeOptions) -> Answer:
-    """Check RECIPE without looking at any checkpoint.
+    """Check RECIPE without looking at any checkpoint or data.
 
     \b
     Example:
@@ -32,6 +32,11 @@ def validate(asked: RecipeOptions) -> Answer:
     lines = [f"{name}: valid, {number_of(len(found.tasks), 'task')}, {found.method.name}{sites}"]
     lines += [f"note: {place}: there is no {_models(found)[place]} on this machine" for place in missing]
     lines.append("checkpoints were not opened: `hub-magmax plan` reads their headers")
+    if found.evaluation is not None or found.compare is not None or found.is_measured:
+        lines.append(
+            "data was not looked at: `plan` reads the columns of local files of the evaluation, "
+            "`run --dry-run` its examples"
+        )
     return Answer(facts, "\n".join(lines))
 
 

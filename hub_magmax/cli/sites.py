@@ -151,7 +151,7 @@ def plan_all(
         to: Where models go, for a rehearsal: whatever could fail late is looked at.
     """
     from hub_magmax.planning.findings.finding import faults_left
-    from hub_magmax.planning.summary import describe
+    from hub_magmax.planning.summary import describe, lacks_columns
 
     plans = _plans(sites, in_spite_of)
     described = {site: describe(one) for site, one in plans.items()}
@@ -159,6 +159,8 @@ def plan_all(
     missing = _missing(plans)
     lines = [f"{site}: {_line(one)}{'' if site in missing else ', there'}" for site, one in plans.items()]
     lines += [f"{site}: a merge would be refused: see `plan --site {site}`" for site in refused]
+    unscored = [site for site, found in described.items() if lacks_columns(found)]
+    lines += [f"{site}: its examples could not be scored: see `plan --site {site}`" for site in unscored]
     read = max((described[site]["bytes_in"] for site in missing), default=0)
     memory = max((described[site]["peak_memory_bytes"] for site in missing), default=0)
     written = sum(described[site]["bytes_out"] for site in missing)
@@ -169,7 +171,7 @@ def plan_all(
     failed = _rehearsed(missing, to) if to is not None else []
     lines += failed or ([] if to is None else ["all checks passed"])
     values = {"sites": described, "bytes_in": read, "bytes_out": written, "failed_checks": failed}
-    return Answer(values, "\n".join(lines), exit_code=ERROR if refused or failed else 0)
+    return Answer(values, "\n".join(lines), exit_code=ERROR if refused or unscored or failed else 0)
 
 
 def _missing(plans: Mapping[str, Plan]) -> dict[str, Plan]:

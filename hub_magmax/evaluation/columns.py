@@ -51,13 +51,21 @@ def check_columns(
     """Raise EvaluationError where examples, or the solved ones before them, lack a column that is read."""
     with about_data(recipe, data):
         read = data if labelled else data.model_copy(update={"label_column": _UNREAD})
-        _check([*examples.column_names, _UNREAD], evaluator, read)
+        check_names([*examples.column_names, _UNREAD], evaluator, read)
         if data.shots is not None and SHOTS_COLUMN in examples.column_names:
             solved = [*json.loads(examples[0][SHOTS_COLUMN])[0], SHOTS_COLUMN]
-            _check(solved, evaluator, data, ("few_shot",))
+            check_names(solved, evaluator, data, ("few_shot",))
 
 
-def _check(there: Sequence[str], evaluator: Evaluator, data: Data, where: KeyPath = ()) -> None:
+def check_names(there: Sequence[str], evaluator: Evaluator, data: Data, where: KeyPath = ()) -> None:
+    """Raise EvaluationError where a column is not there that the evaluator reads.
+
+    Args:
+        there: Columns of the examples, or of the solved ones before them.
+        evaluator: Takes examples.
+        data: Names them.
+        where: Key of the solved ones below the data; empty for the examples themselves.
+    """
     for column in wanted_columns(evaluator, data):
         if column not in there:
             raise _missing(column, there, evaluator, (data.shots if where else None) or data, where)

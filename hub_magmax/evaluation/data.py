@@ -238,6 +238,12 @@ def _evaluation_data(recipe: Recipe) -> list[Data]:
     return list(recipe.evaluation.data.values())
 
 
+def local_file(spec: Data, folder: Path) -> Path | None:
+    """Return the path of data in a single local file of a known kind, there or not; None of other data."""
+    path = _local_path(spec, folder)
+    return path if path.suffix in READERS and not path.is_dir() else None
+
+
 def _is_local(spec: Data, folder: Path) -> bool:
     path = _local_path(spec, folder)
     return is_there(path) or path.suffix in READERS or spec.dataset.startswith((".", "/", "~"))

@@ -13,6 +13,7 @@ from typing import Any
 from hub_magmax import methods
 from hub_magmax.checkpoints.leftovers import leftover_notices
 from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
+from hub_magmax.evaluation.column_look import column_rows, look_at_columns
 from hub_magmax.evaluation.needs import SCORING_BYTES, Needs, evaluation_needs, evaluation_rows
 from hub_magmax.files import from_here
 from hub_magmax.planning.budget import peak_memory_bytes
@@ -161,7 +162,18 @@ def _evaluation(plan: Plan, needs: Needs) -> dict[str, Any]:
     """Return the needs of the evaluation, and the memory of the merge in `run`."""
     merge, resident = run_memory(plan)
     run = {"peak_memory_bytes": merge, "peak_resident_bytes": resident}
-    return asdict(needs) | {"memory_bytes": SCORING_BYTES, "resident_bytes": needs.resident_bytes, "run": run}
+    memory = {"memory_bytes": SCORING_BYTES, "resident_bytes": needs.resident_bytes, "run": run}
+    columns = [
+        {"task": look.task, "columns": list(look.columns), "error": str(look.error) if look.error else None}
+        for look in look_at_columns(plan.recipe)
+    ]
+    return asdict(needs) | memory | {"columns": columns}
+
+
+def lacks_columns(described: Mapping[str, Any]) -> bool:
+    """Say whether what `describe` returned has an evaluation whose examples cannot be scored."""
+    found = (described["evaluation"] or {}).get("columns", ())
+    return any(row["error"] for row in found)
 
 
 def _copied(job: TensorJob) -> dict[str, Any]:
@@ -193,6 +205,7 @@ def explain(plan: Plan) -> str:
     ]
     rows += [("device", plan.recipe.output.device)] if plan.recipe.output.device else []
     rows += evaluation_rows(plan.recipe, needs)
+    rows += column_rows(look_at_columns(plan.recipe)) if needs else []
     return "\n".join(f"{label:<12} {text}" for label, text in rows)
 
 
