@@ -43,6 +43,22 @@ def save_llama(folder):
     save_tokenizer(folder)
 
 
+CHAT = "{% for message in messages %}b {{ message.content }}{% endfor %} a"
+
+
+def save_chat(folder):
+    """A language model whose chat template is a file, as transformers writes it now."""
+    save_llama(folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+
+
+def save_older_chat(folder):
+    """One that has it in the tokenizer's configuration, as transformers wrote it before."""
+    save_llama(folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": CHAT}))
+
+
 def save_bert(folder, head="BertForSequenceClassification"):
     import transformers
 
@@ -116,6 +132,8 @@ def save_several(folder):
 #: By kind: makes a checkpoint; class that loads the merged one, of its inputs, library and task on the Hub.
 KINDS = {
     "llama": (save_llama, "LlamaForCausalLM", "tokenizer", "transformers", "text-generation"),
+    "chat": (save_chat, "LlamaForCausalLM", "tokenizer", "transformers", "text-generation"),
+    "older chat": (save_older_chat, "LlamaForCausalLM", "tokenizer", "transformers", "text-generation"),
     "bert": (save_bert, "BertForSequenceClassification", "tokenizer", "transformers", "text-classification"),
     "encoder": (save_encoder, "BertModel", "tokenizer", "transformers", "feature-extraction"),
     "vit": (save_vit, "ViTForImageClassification", "processor", "transformers", "image-classification"),
@@ -174,6 +192,7 @@ def test_code_on_the_card_loads_the_model_as_what_it_is_and_runs_it(name, tmp_pa
         assert type(found["model"]).__name__ == model_class
     assert (inputs in found) if inputs else not {"tokenizer", "processor"} & found.keys()
     assert ("trust_remote_code" in code) == (name == "own code")
+    assert ("apply_chat_template" in code) == ("chat" in name)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of PEFT
@@ -196,6 +215,23 @@ def test_code_on_the_card_loads_a_merged_adapter_over_its_base_model(tmp_path, m
     assert type(found["base"]).__name__ == "LlamaForCausalLM" and "tokenizer" in found
     assert metadata_load(card)["library_name"] == "peft"
     assert metadata_load(card)["pipeline_tag"] == "text-generation"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of PEFT
+def test_a_merged_adapter_of_a_chat_model_is_asked_by_its_base_models_template(tmp_path, monkeypatch, capsys):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    save_chat(tmp_path / "base")
+    for name in "ab":
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+        peft.get_peft_model(base, config).save_pretrained(tmp_path / name)
+    card = merged_card(tmp_path, lambda folder: None, output={"path": "merged", "format": "adapter"})
+    monkeypatch.chdir(tmp_path)
+    code = stated_code(card.read_text())
+    exec(code, {})
+    assert "tokenizer.apply_chat_template(" in code and "Once upon a time" not in code
 
 
 def test_component_of_diffusers_is_loaded_by_its_own_class(tmp_path, monkeypatch):

@@ -15,6 +15,11 @@ from hub_magmax.recipe.lockfile import LockedSource
 #: Configuration of a sentence-transformers model, which says which of its classes it is.
 _SENTENCE_CONFIG = "config_sentence_transformers.json"
 
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+#: File of a tokenizer's chat template; older ones are in its configuration.
+CHAT_NAME = "chat_template.jinja"
+
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 _CONTRASTIVE = "Align|AltCLIP|Blip|ChineseCLIP|CLIP|CLIPSeg|MetaClip2|Siglip2?|Tipsv2"
@@ -59,17 +64,25 @@ class ModelFiles:
         names: Of the files beside its weights.
         config: Values of its config.json.
         sentence_config: Values of `config_sentence_transformers.json`.
+        tokenizer_config: Values of `tokenizer_config.json`.
     """
 
     names: frozenset[str]
     config: Mapping[str, Any] = field(default_factory=dict, hash=False)
     sentence_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    tokenizer_config: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether the tokenizer has a chat template, in a file of its own or in its configuration."""
+        return CHAT_NAME in self.names or bool(self.tokenizer_config.get("chat_template"))
 
 
 def files_in(folder: Path) -> ModelFiles:
     """Return the files of a merged folder."""
     names = frozenset(path.name for path in folder.iterdir() if path.is_file())
-    return ModelFiles(names, _stated(folder / CONFIG_NAME), _stated(folder / _SENTENCE_CONFIG))
+    stated = (_stated(folder / name) for name in (CONFIG_NAME, _SENTENCE_CONFIG, _TOKENIZER_CONFIG))
+    return ModelFiles(names, *stated)
 
 
 def _stated(path: Path) -> dict[str, Any]:
@@ -96,6 +109,7 @@ class ModelKind:
         task: The Hub's name of what it does, or empty.
         inputs: Class of transformers that prepares its inputs, or empty.
         runs_code: Whether it is made by code that lies beside it.
+        has_chat: Whether its tokenizer has a chat template.
     """
 
     library: str
@@ -104,6 +118,7 @@ class ModelKind:
     task: str = ""
     inputs: str = ""
     runs_code: bool = False
+    has_chat: bool = False
 
 
 def kind_of(files: ModelFiles, evaluated: str = "") -> ModelKind:
@@ -133,7 +148,7 @@ def _of_transformers(files: ModelFiles, model_class: str, evaluated: str) -> Mod
     loader = custom or loader or model_class or _BY_TASK.get(evaluated, "AutoModel")
     inputs = _inputs(files.names, evaluated or task)
     task = evaluated or task or _encoder_task(model_class, inputs)
-    return ModelKind("transformers", model_class, loader, task, inputs, bool(custom))
+    return ModelKind("transformers", model_class, loader, task, inputs, bool(custom), files.has_chat)
 
 
 def _sentence_encoder(files: ModelFiles, evaluated: str) -> ModelKind:

@@ -98,8 +98,25 @@ _RUNNING = {
 }
 
 
+#: The same for one that writes text, with the chat template of its tokenizer.
+_CHATTING = (
+    'messages = [{"role": "user", "content": "Tell me a story."}]',
+    "inputs = tokenizer.apply_chat_template(",
+    '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True',
+    ")",
+    "tokens = model.generate(",
+    "    input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, max_new_tokens=20",
+    ")",
+    "print(tokenizer.decode(tokens[0, inputs.input_ids.shape[1] :], skip_special_tokens=True))",
+)
+
+
 def _running(kind: ModelKind) -> tuple[str, ...]:
-    return () if kind.runs_code else _RUNNING.get((kind.task, kind.inputs), ())
+    if kind.runs_code:
+        return ()
+    if kind.has_chat and kind.loader == "AutoModelForCausalLM" and kind.inputs == "AutoTokenizer":
+        return _CHATTING
+    return _RUNNING.get((kind.task, kind.inputs), ())
 
 
 def _prepared(kind: ModelKind, arguments: str) -> list[str]:
