@@ -47,6 +47,8 @@ def test_contents_compare_by_the_hashes_that_both_have():
         ("chat_template.jinja", True),
         ("model.safetensors.index.json", False),
         ("scores.json", False),
+        ("choices.scores.json", False),
+        ("choices.outcomes.json", False),
         ("provenance.json", False),
         ("README.md", False),
         ("training.bin", False),

@@ -12,8 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.samples import samples, table
+from hub_magmax.evaluation.scores import read_scores
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.pipeline import lock, plan
+from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import parse_recipe
 from tests.families import recipe_values
 from tests.test_cli import call
@@ -154,3 +156,38 @@ def test_a_second_evaluator_scores_the_same_model_beside_its_recipe(family, tmp_
     (folder / "merged").rename(folder / "elsewhere")
     assert call("evaluate", folder / "choices.yaml", "--output", folder / "elsewhere")[1] == out
     assert {folder / "merged" / p.name: p.read_bytes() for p in (folder / "elsewhere").iterdir()} == before
+
+
+def test_scores_of_a_second_evaluator_go_with_the_model_and_on_its_card(family, tmp_path, hub):
+    folder = shutil.copytree(family, tmp_path / "work")
+    first = recipe_of(folder, "log-likelihood", prompt_column="question").to_dict()
+    second = recipe_of(folder, "multiple-choice", prompt_column="question").to_dict()
+    for name, values in {"mix": first, "choices": second}.items():
+        (folder / f"{name}.yaml").write_text(json.dumps(values))
+    merged = folder / "merged"
+    assert call("run", folder / "mix.yaml")[0] == 0
+    own = (merged / "scores.json").read_bytes()
+    assert "Other measurements" not in (merged / "README.md").read_text()
+    code, _, err = call("evaluate", folder / "choices.yaml")
+    assert "--on-card puts them on the model's card" in err
+    code, _, err = call("evaluate", folder / "choices.yaml", "--on-card")
+    assert code == 0 and "README.md, with these scores" in err
+    assert (merged / "scores.json").read_bytes() == own
+    card = (merged / "README.md").read_text()
+    table = card.partition(
+        "By the evaluation of `choices`:\n\n| task | base model | own checkpoint | merged |\n"
+    )[2]
+    assert table and card.index("## Other measurements") < card.index("## How to load it")
+    found = read_scores(merged, "choices.").get("merged", "a")
+    assert f"| {found.value:.3f} [{found.low:.3f}, {found.high:.3f}] |\n" in table.split("\n\n")[0] + "\n"
+    assert "accuracy, a share from 0 to 1; higher is better" in table
+    assert "nats per token" in card.partition("## Other measurements")[0]
+    assert call("card", folder / "mix.yaml")[0] == 0 and (merged / "README.md").read_text() == card
+    assert call("push", merged, "me/two-evaluators")[0] == 0
+    assert b"By the evaluation of `choices`" in hub.read("me/two-evaluators", "README.md")
+    assert call("verify", "me/two-evaluators")[0] == 0
+    for name in ("choices.scores.json", "choices.outcomes.json"):
+        assert hub.read("me/two-evaluators", name) == (merged / name).read_bytes()
+        (merged / name).unlink()
+    push(merged, "me/two-evaluators")
+    assert not any("choices" in name for name in hub.files("me/two-evaluators"))

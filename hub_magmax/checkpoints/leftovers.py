@@ -45,7 +45,7 @@ _ORDER = (*(kind for kind, _ in _KINDS), _OTHERS)
 #: Files of nearly every repository, and files that merges write about themselves: nobody misses them.
 _USUAL = re.compile(
     r"\..*|__pycache__/|model\.sig|recipe\.yaml|recipe\.lock\.json|merge_report\.json|provenance\.json|"
-    r"scores\.json|outcomes\.json|diagnosis\.json|mergekit_config\.ya?ml",
+    r"(.+\.)?(scores|outcomes)\.json|diagnosis\.json|mergekit_config\.ya?ml",
     re.IGNORECASE,
 )
 _CARD = re.compile(r"readme(\.\w+)?", re.IGNORECASE)

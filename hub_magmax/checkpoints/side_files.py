@@ -66,7 +66,7 @@ def is_side_file(path: str) -> bool:
     return (
         Path(path).suffix in _SUFFIXES
         and path not in _ABOUT_WEIGHTS
-        and not path.endswith(".index.json")
+        and not path.endswith((".index.json", ".scores.json", ".outcomes.json"))
         and path.isprintable()  # a name that cannot be shown, or stored as UTF-8, is not published
         and _FOREIGN.search(path) is None
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,11 +36,16 @@ LOG = logging.getLogger(__name__)
 @click.option(
     "--new-data", is_flag=True, help="Score on data that changed since the merge; its lock says so."
 )
+@click.option(
+    "--on-card", is_flag=True, help="Keep scores of another evaluation with the model, and on its card."
+)
 @format_option
-def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: bool, form: Format) -> Answer:
+def evaluate(
+    asked: RecipeOptions, again: bool, samples: int | None, new_data: bool, on_card: bool, form: Format
+) -> Answer:
     """Score RECIPE's merged model, its base model and its tasks.
 
-    Scores of another evaluation than the model's own recipe names go beside RECIPE.
+    Scores of another evaluation than the model's own recipe names go beside RECIPE, or on its card.
 
     \b
     Example:
@@ -51,9 +57,12 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
     from hub_magmax.evaluation.scoring import evaluate as do_evaluate
     from hub_magmax.processes import find_processes
     from hub_magmax.recipe.result_files import place_of_scores
+    from hub_magmax.reporting.card_file import write_own_card
 
     found, locked = read_merged(asked)
     place, processes = place_of_scores(found, files_beside(asked, found)), find_processes(say)
+    if on_card:
+        place = replace(place, folder=found.output_path)
     locked = processes.first_decides(partial(_with_data, found, locked, place, new_data))
     if samples is not None:
         return _shown(found, locked, samples)
@@ -64,10 +73,13 @@ def evaluate(asked: RecipeOptions, again: bool, samples: int | None, new_data: b
     )
     if not processes.is_first:
         return Answer({}, "")
-    _store(scores, found, locked, place, new_data=new_data)
+    _store(scores, found, locked, place, new_data=new_data, on_card=on_card)
     if not place.prefix:
         say_outdated(asked)
-    for card in linked_card(asked, place):
+    cards = linked_card(asked, place)
+    if on_card and place.prefix:
+        cards = [write_own_card(place.folder)]
+    for card in cards:
         say(f"wrote {from_here(card)}, with these scores")
     return _assessed(scores, locked, form)
 
@@ -95,7 +107,9 @@ def _with_data(recipe: Recipe, locked: Lock, place: ResultFiles, new_data: bool)
     )
 
 
-def _store(scores: Scores, recipe: Recipe, locked: Lock, place: ResultFiles, *, new_data: bool) -> None:
+def _store(
+    scores: Scores, recipe: Recipe, locked: Lock, place: ResultFiles, *, new_data: bool, on_card: bool
+) -> None:
     """Write the scores; have the model's own recipe and lock name what is new to them: evaluation, data."""
     from hub_magmax.evaluation.scores import SCORES_NAME, write_scores
     from hub_magmax.merging.output.evaluation_again import (
@@ -107,7 +121,8 @@ def _store(scores: Scores, recipe: Recipe, locked: Lock, place: ResultFiles, *, 
     write_scores(scores, place.folder, place.prefix)
     if place.prefix:
         wrote = f"wrote {from_here(place.path(SCORES_NAME))}"
-        say(f"the model's own recipe names another evaluation, whose scores stay: {wrote}")
+        hint = "" if on_card else "; --on-card puts them on the model's card"
+        say(f"the model's own recipe names another evaluation, whose scores stay: {wrote}{hint}")
     elif new_data:
         write_evaluation_again(recipe, locked)
         say(f"the lock names the new data{unsigned(recipe.output_path)}")

@@ -32,6 +32,12 @@ OUTCOMES_NAME = "outcomes.json"
 #: Files that `write_scores` writes.
 FILES = (SCORES_NAME, OUTCOMES_NAME)
 
+
+def is_of_another(name: str) -> bool:
+    """Say whether a file in a model's folder has scores of another evaluation than its own."""
+    return name.endswith(tuple(f".{file}" for file in FILES))
+
+
 #: More tasks than this are the rows of a table in the terminal, and not its columns.
 MAX_COLUMNS = 8
 
@@ -239,14 +245,14 @@ def _width(text: str) -> int:
     return max(map(len, text.split("\n")))
 
 
-def read_scores(folder: Path) -> Scores:
-    """Return the scores that `write_scores` stored in `folder`.
+def read_scores(folder: Path, prefix: str = "") -> Scores:
+    """Return the scores that `write_scores` stored in `folder`, under names that begin with `prefix`.
 
     Raises:
         EvaluationError: If a file is missing, or not what `write_scores` writes.
     """
     try:
-        scores, outcomes = ((folder / name).read_bytes() for name in (SCORES_NAME, OUTCOMES_NAME))
+        scores, outcomes = ((folder / f"{prefix}{name}").read_bytes() for name in FILES)
     except OSError as error:
         raise _unreadable(str(folder)) from error
     return parse_scores(scores, outcomes, str(folder))
@@ -288,6 +294,17 @@ def scores_for(recipe: Recipe) -> Scores | None:
         if recipe.evaluation is not None and stored.evaluation_digest == recipe.evaluation.digest:
             return stored
     return None
+
+
+def other_scores(folder: Path) -> dict[str, Scores]:
+    """Return the scores of other evaluations that are kept with a model, by the recipes that name them.
+
+    Raises:
+        EvaluationError: If a file is not what `write_scores` writes.
+    """
+    paths = sorted(path for path in folder.glob(f"*.{SCORES_NAME}") if path.is_file())
+    prefixes = (path.name.removesuffix(SCORES_NAME) for path in paths)
+    return {prefix.removesuffix("."): read_scores(folder, prefix) for prefix in prefixes}
 
 
 def parse_scores(scores: bytes, outcomes: bytes, where: str) -> Scores:

@@ -9,7 +9,7 @@ from typing import Any
 from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME
 from hub_magmax.checkpoints.side_files import is_safe
 from hub_magmax.errors import OutputError
-from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME
+from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, is_of_another
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
 from hub_magmax.publishing.commits import (
     Destination,
@@ -121,4 +121,6 @@ def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
 def _stale(contents: Mapping[str, Any], head: Head) -> list[str]:
     """Return the files of an earlier model that may not stay beside others."""
     rest = {*head.files} - contents.keys()
-    return sorted(name for name in rest if holds_weights(name) or name in _OF_ONE_MODEL)
+    return sorted(
+        name for name in rest if holds_weights(name) or name in _OF_ONE_MODEL or is_of_another(name)
+    )

@@ -8,8 +8,8 @@ what was not measured is shown as such. Text that other people wrote is shown as
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -64,6 +64,7 @@ class Beside:
         files: Of the model, by which its kind is known; by default those that the lock tells.
         signature: Whether there is a signature.
         router: What a router between the model and its tasks' checkpoints is worth.
+        other_scores: Of other evaluations than the recipe's own, by the recipes that name them.
     """
 
     explorer: bool = False
@@ -71,6 +72,7 @@ class Beside:
     files: ModelFiles | None = None
     signature: bool = False
     router: RouterReport | None = None
+    other_scores: Mapping[str, Scores] = field(default_factory=dict, hash=False)
 
 
 NOTHING = Beside()
@@ -207,6 +209,9 @@ def _linked(beside: Beside, picture: str | None) -> dict[str, Any]:
     return {
         "picture": Markdown(quote(Path(picture).name)) if picture else None,
         "explorer": Markdown(EXPLORER_NAME) if beside.explorer else None,
+        "other_scores": {
+            name: Markdown(others.table("markdown")) for name, others in beside.other_scores.items()
+        },
         "diagnosis": beside.diagnosis,
         "verdict": _verdict(beside.diagnosis),
         "thresholds": THRESHOLDS,

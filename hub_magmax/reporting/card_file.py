@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hub_magmax.checkpoints.index import ROUTER_NAME
 from hub_magmax.errors import OutputError
-from hub_magmax.evaluation.scores import SCORES_NAME, Scores, read_scores, write_scores
+from hub_magmax.evaluation.scores import SCORES_NAME, Scores, other_scores, read_scores, write_scores
 from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, MergeReport, read_report
 from hub_magmax.recipe.arguments import checked
@@ -79,6 +79,14 @@ def write_stored_card(recipe: Recipe, locked: Lock, *, keep_edited: bool = False
     return write_card(recipe, locked, report, scores, folder, keep_edited=keep_edited)
 
 
+def write_own_card(folder: Path) -> Path:
+    """Write the card of a merged folder again, by its own recipe and lock; one that was edited stays."""
+    recipe, locked = load_recipe(folder / RECIPE_NAME), read_lock(folder / LOCK_NAME)
+    scores = read_scores(folder) if (folder / SCORES_NAME).is_file() else None
+    report = read_report(folder / REPORT_NAME)
+    return write_card(recipe, locked, report, scores, folder, keep_edited=True)
+
+
 def stored_card(folder: Path, repo_id: str, report: MergeReport | None = None) -> str:
     """Return the card of the values stored in a merged folder, for the repository `repo_id`.
 
@@ -128,7 +136,8 @@ def _found_beside(folder: Path) -> Beside:
     diagnosis = None
     if (folder / DIAGNOSIS_NAME).is_file() and (folder / HEAT_MAP_NAME).is_file():
         diagnosis = read_diagnosis(folder / DIAGNOSIS_NAME)
+    others = other_scores(folder)
     explorer, signature = ((folder / name).is_file() for name in (EXPLORER_NAME, SIGNATURE_NAME))
     record = folder / ROUTER_NAME
     router = read_router_report(record) if record.is_file() else None
-    return Beside(explorer, diagnosis, files_in(folder), signature, router)
+    return Beside(explorer, diagnosis, files_in(folder), signature, router, others)
