@@ -101,14 +101,15 @@ class Page:
         elif method == "Page.javascriptDialogOpening":
             self.complaints.append(f"dialog: {facts['message']}")
 
-    def open(self, path: Path, *, width: int = 1000, height: int = 1400, dark: bool = False) -> None:
-        """Open a file and wait until it is loaded."""
+    def open(self, path: Path | str, *, width: int = 1000, height: int = 1400, dark: bool = False) -> None:
+        """Open a file, or an address, and wait until it is loaded."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **screen)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
-        self.call("Page.navigate", url=path.as_uri())
-        while self.evaluate("document.readyState") != "complete" or not self.evaluate("document.title"):
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.as_uri())
+        # In one expression: between two of them the page may take the place of the one before.
+        while not self.evaluate("document.readyState == 'complete' && document.title"):
             time.sleep(0.02)
 
     def evaluate(self, expression: str) -> Any:

@@ -1,12 +1,14 @@
 """The local Hub, driven by the real clients."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from hashlib import sha256
 from io import BytesIO
 from itertools import pairwise
@@ -35,13 +37,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import get_session, httpx
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from hub_magmax.errors import HubMagmaxError, OutputError, SourceError
+from tests.browser import Page, find_browser
 from tests.local_hub.__main__ import main
 from tests.local_hub.faults import Faults
 from tests.local_hub.hub import LocalHub
 from tests.local_hub.metadata import validate
 from tests.local_hub.objects import belongs_in_lfs
+from tests.local_hub.rendering import rendered
 from tests.local_hub.wire import Body, FileSlice, RefusalError, Request, file_response
 
 # The client's own upload code still passes files as `data`.
@@ -801,6 +806,64 @@ def test_organisation_without_repositories_is_named_at_the_start():
         assert HfApi(endpoint=hub.endpoint, token=hub.token).create_repo("acme/model").repo_id == "acme/model"
 
 
+CARD = """---
+license: mit
+tags: [<b>x</b>]
+---
+# Title
+| a | b |
+|---|---|
+| `1 < 2` | **x** |
+
+![picture](tradeoff.png) [file](scores.json) [out](https://hub.example/x)
+
+<details>
+<summary>All <b>3</b> tasks</summary>
+
+- one
+
+</details>
+
+<script>alert(1)</script>
+Text <img src=x onerror=alert(2)> and <details open ontoggle=alert(3)> [bad](javascript:alert(4))
+<!-- hub_magmax sha256:0 -->
+"""
+
+
+def test_cards_are_rendered_and_nothing_in_them_runs():
+    page = rendered(CARD, "/me/model/resolve/abc")
+    for part in (
+        "<h1>Title</h1>",
+        "<td><code>1 &lt; 2</code></td>",
+        '<img src="/me/model/resolve/abc/tradeoff.png" alt="picture"',
+        '<a href="/me/model/resolve/abc/scores.json">file</a>',
+        '<a href="https://hub.example/x">out</a>',
+        "<details>\n<summary>All &lt;b&gt;3&lt;/b&gt; tasks</summary>",
+        "<li>one</li>",
+        "<pre>license: mit\ntags: [&lt;b&gt;x&lt;/b&gt;]</pre>",
+    ):
+        assert part in page, part
+    found = {tag.lower() for tag in re.findall(r"<([a-z0-9]+)", page)}
+    tables = {"table", "thead", "tbody", "tr", "th", "td"}
+    texts = {"h1", "p", "code", "strong", "img", "a", "ul", "li", "pre"}
+    assert found <= tables | texts | {"details", "summary", "article"}
+    assert not re.search(r"<[^>]*(?:\son\w+=|javascript:)", page)
+    assert "sha256:0" not in page
+
+
+def test_a_card_in_a_browser_shows_its_picture_and_runs_nothing(hub, tmp_path):
+    if (browser := find_browser()) is None:
+        pytest.skip("no browser is installed")
+    picture = BytesIO()
+    Image.new("RGB", (30, 20), "red").save(picture, "PNG")
+    hub.add_repo("me/shown", files={"README.md": CARD.encode(), "tradeoff.png": picture.getvalue()})
+    with closing(Page(browser, tmp_path / "profile")) as page:
+        page.open(f"{hub.endpoint}/me/shown")
+        assert page.evaluate("document.images[0].naturalWidth") == 30
+        assert page.evaluate("document.scripts.length") == 0
+        assert [text for text in page.complaints if "favicon.ico" not in text] == []
+
+
 def test_a_browser_gets_pages_of_the_repositories(hub):
     hub.add_repo("me/seen", files={"README.md": b"# A <card>", "config.json": b"{}"})
     hub.add_repo("me/hidden", files={"config.json": b"{}"}, private=True)
@@ -809,7 +872,8 @@ def test_a_browser_gets_pages_of_the_repositories(hub):
     page = get(f"{hub.endpoint}/me/seen")
     commit = hub.commits("me/seen")[0].sha
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-    assert "<pre># A &lt;card&gt;</pre>" in page.text
+    assert "<h1>A &lt;card&gt;</h1>" in page.text
+    assert "script" not in page.headers["content-security-policy"]
     assert f'<a href="/me/seen/resolve/{commit}/config.json">config.json</a>, 2 B' in page.text
     assert get(f"{hub.endpoint}/me/seen/commit/{commit}").text == page.text
     assert get(f"{hub.endpoint}/me/hidden").status_code == 401

@@ -1,4 +1,4 @@
-"""Pages for a browser: the repositories, and of each its files and its card as text."""
+"""Pages for a browser: the repositories, and of each its files and its card."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from html import escape
 
 from hub_magmax.text import format_bytes
 from tests.local_hub.access import Call
+from tests.local_hub.rendering import POLICY, STYLE, rendered
 from tests.local_hub.wire import Response
 
 CARD = "README.md"
@@ -22,7 +23,7 @@ def repository(call: Call) -> Response:
     """Show the files of a repository at a revision, and its card."""
     repo = call.readable()
     commit = call.commit(repo)
-    start = f"/{repo.id.web_path}/resolve/{commit.sha}"
+    start = f"/{escape(repo.id.web_path)}/resolve/{commit.sha}"
     files = "".join(
         f'<li><a href="{escape(f"{start}/{path}")}">{escape(path)}</a>, {format_bytes(entry.num_bytes)}</li>'
         for path, entry in sorted(commit.tree.items())
@@ -30,10 +31,11 @@ def repository(call: Call) -> Response:
     card = ""
     if CARD in commit.tree:
         text = call.core.store.blob_path(commit.tree[CARD].sha256).read_text(errors="replace")
-        card = f"<pre>{escape(text)}</pre>"
+        card = rendered(text, start)
     return _page(repo.id.web_path, f"<p>{commit.sha}: {escape(commit.title)}</p><ul>{files}</ul>{card}")
 
 
 def _page(title: str, body: str) -> Response:
-    head = f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title><h1>{escape(title)}</h1>"
-    return Response(200, {"Content-Type": "text/html; charset=utf-8"}, f"{head}{body}\n".encode())
+    head = f"<!doctype html><meta charset=utf-8><title>{escape(title)}</title><style>{STYLE}</style>"
+    headers = {"Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": POLICY}
+    return Response(200, headers, f"{head}<h1>{escape(title)}</h1>{body}\n".encode())
