@@ -75,6 +75,21 @@ def test_adapter_is_held_with_its_base_model(family):
     assert (needs.download_bytes, needs.held_bytes) == (10**9 + 10**6, 10**9 + 10**6)
 
 
+def test_weights_that_are_made_of_an_adapter_are_memory_and_no_mapped_file(family):
+    """SmolLM2-135M and two adapters: 684 MB stated; 761 taken, 415 stated before."""
+    recipe = recipe_of(family)
+    locked = on_hub(lock(recipe), 10**9)
+    adapter = replace(locked.tasks["t0"], adapter_config="0" * 64, files=(LockedFile("a", 10**6, ""),))
+    whole = evaluation_needs(recipe, locked, 10**6)
+    made = evaluation_needs(recipe, replace(locked, tasks={"a": adapter}), 10**6)
+    assert (whole.made_bytes, made.made_bytes) == (0, 10**9)
+    assert made.memory_bytes - whole.memory_bytes == 10**9
+    assert made.resident_bytes - whole.resident_bytes == 10**9 + (made.held_bytes - whole.held_bytes)
+    merged = recipe.output.model_copy(update={"format": "adapter"})
+    to_adapter = evaluation_needs(recipe.model_copy(update={"output": merged}), locked, 10**6)
+    assert to_adapter.made_bytes == 10**9
+
+
 @pytest.mark.parametrize(("free", "output"), [(125 * 10**9, 0), (130 * 10**9, 14 * 10**9)])
 def test_downloads_without_room_are_refused_before_anything_starts(family, monkeypatch, free, output):
     recipe = recipe_of(family)

@@ -48,6 +48,7 @@ class Needs:
         num_models: Models that are scored, one after the other.
         download_bytes: Weights that have to be downloaded into the cache, and are not there.
         held_bytes: Weights of the largest model, as they are stored; in memory while it is scored.
+        made_bytes: Weights that are made of a base model and an adapter, and so mapped from no file.
         token_bytes: About what a batch takes for each token of its longest text; 0 where it is not known.
         joint: What is put between prompt and answer, in words; empty where the evaluator has no prompts.
     """
@@ -57,11 +58,17 @@ class Needs:
     held_bytes: int
     token_bytes: int = 0
     joint: str = ""
+    made_bytes: int = 0
+
+    @property
+    def memory_bytes(self) -> int:
+        """About what scoring takes of the process's own memory, besides a batch."""
+        return SCORING_BYTES + self.made_bytes
 
     @property
     def resident_bytes(self) -> int:
-        """About what scoring takes with files that are mapped, which the weights on a CPU are."""
-        return SCORING_BYTES + SCORING_FILES + self.held_bytes
+        """The same with files that are mapped, which stored weights on a CPU are."""
+        return self.memory_bytes + SCORING_FILES + self.held_bytes
 
     def __str__(self) -> str:
         loads = (
@@ -97,6 +104,7 @@ def evaluation_needs(
         held_bytes=_largest_bytes(run, bytes_out),
         token_bytes=_token_bytes(recipe, config),
         joint=joint[0] if joint else "",
+        made_bytes=_made_bytes(recipe, run),
     )
 
 
@@ -105,6 +113,15 @@ def _token_bytes(recipe: Recipe, config: Mapping[str, Any]) -> int:
     spec = recipe.evaluation
     is_known = spec is not None and spec.evaluator.name in OF_LIKELIHOODS
     return bytes_of_token(config, spec.batch_size) if spec is not None and is_known else 0
+
+
+def _made_bytes(recipe: Recipe, lock: Lock) -> int:
+    """Return the bytes of the largest model that is made of an adapter to be scored; 0 without one."""
+    bases = [
+        lock.bases.get(name, lock.base_model) for name, task in lock.tasks.items() if task.adapter_config
+    ]
+    bases += [lock.base_model] if recipe.output.is_adapter else []
+    return max((sum(file.size_bytes for file in base.files) for base in bases), default=0)
 
 
 def _largest_bytes(lock: Lock, bytes_out: int) -> int:
@@ -208,8 +225,8 @@ def evaluation_rows(recipe: Recipe, needs: Needs | None) -> Iterator[tuple[str, 
     """Yield lines of a plan about the evaluation, each a label and a text."""
     if needs is not None and recipe.evaluation is not None:
         yield "scores", f"{recipe.evaluation.evaluator.name} on {', '.join(recipe.evaluation.data)}: {needs}"
-        own, resident = format_bytes(SCORING_BYTES), format_bytes(needs.resident_bytes)
-        batch = f"a batch of {recipe.evaluation.batch_size} examples"
+        own, resident = format_bytes(needs.memory_bytes), format_bytes(needs.resident_bytes)
+        batch = f"a batch of {recipe.evaluation.batch_size} examples at most"
         yield "", f"about {own} per process, {resident} with files that the system maps, besides {batch}"
         if needs.token_bytes:
             yield "", _told(needs.token_bytes, recipe.evaluation.evaluator.name)

@@ -14,7 +14,7 @@ from hub_magmax import methods
 from hub_magmax.checkpoints.leftovers import leftover_notices
 from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
 from hub_magmax.evaluation.column_look import column_rows, look_at_columns
-from hub_magmax.evaluation.needs import SCORING_BYTES, Needs, evaluation_needs, evaluation_rows
+from hub_magmax.evaluation.needs import Needs, evaluation_needs, evaluation_rows
 from hub_magmax.files import from_here
 from hub_magmax.planning.budget import peak_memory_bytes
 from hub_magmax.planning.correction import correction_notices, correction_row, described_correction
@@ -162,7 +162,7 @@ def _evaluation(plan: Plan, needs: Needs) -> dict[str, Any]:
     """Return the needs of the evaluation, and the memory of the merge in `run`."""
     merge, resident = run_memory(plan)
     run = {"peak_memory_bytes": merge, "peak_resident_bytes": resident}
-    memory = {"memory_bytes": SCORING_BYTES, "resident_bytes": needs.resident_bytes, "run": run}
+    memory = {"memory_bytes": needs.memory_bytes, "resident_bytes": needs.resident_bytes, "run": run}
     columns = [
         {"task": look.task, "columns": list(look.columns), "error": str(look.error) if look.error else None}
         for look in look_at_columns(plan.recipe)

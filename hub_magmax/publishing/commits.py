@@ -76,8 +76,7 @@ class Destination:
 class Published:
     """Commit of a push: `commit` is 40 hexadecimal digits, `url` shows it.
 
-    Attributes:
-        is_new: Whether this push made it; otherwise the Hub held the very same before.
+    It is not `is_new` where the Hub held the very same before.
     """
 
     repo_id: str
@@ -205,8 +204,10 @@ class Head:
 
     def as_published(self, destination: Destination) -> Published:
         """Return its commit as that of an earlier push."""
-        url = f"{hub_api().endpoint}/{destination.repo_id}/commit/{self.commit}"
-        return Published(destination.repo_id, self.commit, url, is_new=False)
+        repo_id = destination.repo_id
+        return Published(
+            repo_id, self.commit, f"{hub_api().endpoint}/{repo_id}/commit/{self.commit}", is_new=False
+        )
 
 
 def holds_weights(path: str) -> bool:
