@@ -20,7 +20,8 @@ import numpy as np
 from benchmarks import performance, timing
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.methods.selection import ArrayChunks, Selection, algorithm_1, quotas, top_n
+from hub_magmax.methods.chunks import ArrayChunks, Selection
+from hub_magmax.methods.selection import algorithm_1, quotas, top_n
 
 NUM_ELEMENTS = 4_000_000
 CHUNK_ELEMENTS = 2**20

@@ -14,7 +14,8 @@ from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging import bundles
 from hub_magmax.merging.execution import merge
 from hub_magmax.methods import get_method
-from hub_magmax.methods.selection import ArrayChunks, algorithm_1, quotas, top_n
+from hub_magmax.methods.chunks import ArrayChunks
+from hub_magmax.methods.selection import algorithm_1, quotas, top_n
 from hub_magmax.methods.selection.side_by_side import algorithm_1_side_by_side
 from hub_magmax.methods.selection.unique_optima import unique_optima
 from hub_magmax.methods.small_tensors import Tensors

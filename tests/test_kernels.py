@@ -17,7 +17,7 @@ from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.structures import Bits, Histograms
 from hub_magmax.methods import draws, thresholds
-from hub_magmax.methods.selection import ArrayChunks
+from hub_magmax.methods.chunks import ArrayChunks
 from tests import oracles
 
 SETTINGS = settings(derandomize=True, deadline=None)

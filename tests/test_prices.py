@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.methods.selection import ArrayChunks, prices, quotas, top_n
+from hub_magmax.methods.chunks import ArrayChunks
+from hub_magmax.methods.selection import prices, quotas, top_n
 from hub_magmax.methods.selection.prices import FAR, Box, Market, clear, rough, solve, split, tied_masks
 
 SETTINGS = settings(derandomize=True, deadline=None)

@@ -9,7 +9,8 @@ from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
-from hub_magmax.methods.selection import ArrayChunks, algorithm_1, quotas, top_n
+from hub_magmax.methods.chunks import ArrayChunks
+from hub_magmax.methods.selection import algorithm_1, quotas, top_n
 
 
 def test_large_arrays_lie_in_a_file_that_leaves_nothing(tmp_path):

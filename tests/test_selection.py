@@ -22,17 +22,8 @@ from hub_magmax.kernels.ops import largest_magnitude
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.tensors import merge_tensors
-from hub_magmax.methods.chunks import places_in_runs
-from hub_magmax.methods.selection import (
-    ArrayChunks,
-    Chunks,
-    Selection,
-    algorithm_1,
-    assignment,
-    prices,
-    quotas,
-    top_n,
-)
+from hub_magmax.methods.chunks import ArrayChunks, Chunks, Selection, places_in_runs
+from hub_magmax.methods.selection import algorithm_1, assignment, prices, quotas, top_n
 from hub_magmax.methods.selection.owners import Draws
 from tests import exact_top_n, oracles
 

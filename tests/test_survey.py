@@ -13,7 +13,8 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.merging.survey import survey
 from hub_magmax.methods import Rule, thresholds
-from hub_magmax.methods.selection import ArrayChunks, assignment, quotas
+from hub_magmax.methods.chunks import ArrayChunks
+from hub_magmax.methods.selection import assignment, quotas
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.plan import TensorJob
 from hub_magmax.recipe.loading import load_recipe

@@ -35,7 +35,7 @@ from hub_magmax.kernels.ops import (
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.methods import Rule, surveys_model
-from hub_magmax.methods.selection import Chunks
+from hub_magmax.methods.chunks import Chunks
 from hub_magmax.planning.plan import TensorJob
 from hub_magmax.recipe.merge_values import MergeValues
 

@@ -17,8 +17,9 @@ from hub_magmax.kernels.lazy_imports import one_thread, torch
 from hub_magmax.kernels.ops import Inputs, Op
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.methods import Rule
+from hub_magmax.methods.chunks import ArrayChunks, Chunks
 from hub_magmax.methods.data_statistics import StatisticsByTask
-from hub_magmax.methods.selection import ArrayChunks, Chunks, quotas
+from hub_magmax.methods.selection import quotas
 from hub_magmax.options import per_task
 from hub_magmax.recipe.arguments import checked
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from hub_magmax.kernels.randomness import CounterGenerator
-    from hub_magmax.methods.selection import Chunks
+    from hub_magmax.methods.chunks import Chunks
 
 
 @merge_method("random_mix", source=MAGMAX, scaling=1.0, form="rule", uses=preferred)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from hub_magmax.kernels.backend import Backend
     from hub_magmax.kernels.chunk import RawChunk
-    from hub_magmax.methods.selection import Chunks
+    from hub_magmax.methods.chunks import Chunks
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule, affine_rule
 
 if TYPE_CHECKING:
-    from hub_magmax.methods.selection import Chunks
+    from hub_magmax.methods.chunks import Chunks
 
 
 _MODEL_SOUPS = Paper(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hub_magmax.kernels.chunk import RawChunk
     from hub_magmax.kernels.ops import Op
     from hub_magmax.kernels.randomness import CounterGenerator
-    from hub_magmax.methods.selection import Chunks
+    from hub_magmax.methods.chunks import Chunks
 
 _DELLA = Paper(
     "2406.11617",

@@ -32,7 +32,7 @@ from hub_magmax.registry import METHODS
 
 if TYPE_CHECKING:
     from hub_magmax.kernels.randomness import CounterGenerator
-    from hub_magmax.methods.selection import Chunks
+    from hub_magmax.methods.chunks import Chunks
 
 #: Parameters a method may declare that the merge supplies, not the recipe.
 SUPPLIED = ("preference", "multipliers", "generator", "shape", "base", "sides", *KINDS)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from hub_magmax.kernels.ops import Op
     from hub_magmax.kernels.randomness import CounterGenerator
-    from hub_magmax.methods.selection import Chunks
+    from hub_magmax.methods.chunks import Chunks
 
 Density = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 #: A share of each task's elements.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
     from jaxtyping import Float32
 
-    from hub_magmax.methods.selection import Chunks
+    from hub_magmax.methods.chunks import Chunks
 
 _LOCALIZE_STITCH = Paper(
     "2408.13656",

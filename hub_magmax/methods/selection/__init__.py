@@ -10,15 +10,11 @@ index, so chunk sizes and thread counts cannot change it.
 Source: Tunable MAGMAX (arXiv:2605.20803).
 """
 
-from hub_magmax.methods.chunks import ArrayChunks, Chunks, Selection
 from hub_magmax.methods.selection.algorithm_one import algorithm_1
 from hub_magmax.methods.selection.assignment import top_n
 from hub_magmax.methods.selection.quotas import quotas
 
 __all__ = [
-    "ArrayChunks",
-    "Chunks",
-    "Selection",
     "algorithm_1",
     "quotas",
     "top_n",

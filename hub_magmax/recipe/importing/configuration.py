@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked
@@ -332,11 +331,6 @@ class _Reader:
     def _repeated(self, entry: Marked) -> None:
         for one in entry.repeated:
             self._notes.add(one, "warning", "the same key stands here again, and mergekit takes the last one")
-
-
-def plain_value(at: Marked | None) -> Any:
-    """Return a value without its places; None where there is none."""
-    return None if at is None else at.plain()
 
 
 def places_of(configuration: Configuration) -> Mapping[str, Reference]:
