@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub_magmax.errors import OutputError
-from hub_magmax.merging.engine import starting_order
+from hub_magmax.merging.making import starting_order
 from hub_magmax.merging.output import shard
 from hub_magmax.merging.output.shard import ShardFile
 

@@ -5,11 +5,16 @@ import shutil
 import pytest
 
 from hub_magmax.errors import LockError, NonFiniteError, OutputError
+from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.merging import sites
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import MergeReport, read_report
 from hub_magmax.merging.output.shard import ShardFile
+from hub_magmax.merging.rows import FileRows
 from hub_magmax.merging.sites import merge_sites
+from hub_magmax.methods import thresholds
 from hub_magmax.pipeline import lock, plan
+from hub_magmax.planning.budget import Budget
 from hub_magmax.recipe.loading import parse_recipe
 from tests.families import accepted, read_merged, recipe_values, write_checkpoint, write_family
 from tests.test_checkpoints_adapter import write_adapter
@@ -58,6 +63,53 @@ def test_each_site_gets_the_bytes_of_its_own_merge(tmp_path, num_shards):
     for site in sites:
         assert content(tmp_path / "out" / site) == expected[site]
         assert reports[site] == read_report(tmp_path / "out" / site / "merge_report.json")
+
+
+@pytest.fixture
+def in_small_chunks(monkeypatch):
+    """Merge by compiled loops, in two threads that have 4096 elements at a time, and count magnitudes."""
+    monkeypatch.setattr(sites, "budget_of", lambda plan, num_threads: Budget(2, 4096))
+    monkeypatch.setattr(sites, "backend_of", lambda plan: Compiled())
+    monkeypatch.setattr(thresholds, "HELD_NUMBERS", 1 << 10)
+
+
+@pytest.mark.usefixtures("in_small_chunks")
+def test_tensors_of_many_chunks_are_merged_in_turn(tmp_path):
+    write_family(tmp_path, "abc", shapes={"x": (150, 128), "y": (40, 500), "z": (7,)})
+    methods = {name: name for name in ("average", "ties", "della", "tunable_magmax")}
+    methods["model"] = {"name": "ties", "scope": "model"}
+    own = {
+        f"{name}-{number}": {"method": method, "preference": preference}
+        for name, method in methods.items()
+        for number, preference in enumerate(PREFERENCES[1:])
+    }
+    plans = plans_of(tmp_path, own)
+    merge_sites(plans)
+    expected = alone(plans, tmp_path)
+    assert all(content(tmp_path / "out" / site) == expected[site] for site in plans)
+
+
+@pytest.mark.usefixtures("in_small_chunks")
+@pytest.mark.parametrize("method", ["average", "ties"])
+def test_what_is_read_of_files_does_not_grow_with_the_sites(tmp_path, method, monkeypatch):
+    write_family(tmp_path, "abc", shapes={"x": (150, 128), "y": (40, 500)})
+    num_read, read = 0, FileRows.read
+
+    def counted(self, parts):
+        nonlocal num_read
+        num_read += 1
+        return read(self, parts)
+
+    monkeypatch.setattr(FileRows, "read", counted)
+    found = []
+    for count in (2, 6):  # one for each thread, and three
+        own = {f"s{n}": {"preference": {"geometric": {"ratio": 0.5 + n / 20}}} for n in range(count)}
+        num_read, plans = 0, plans_of(tmp_path, own, method=method)
+        merge_sites(plans)
+        found.append(num_read)
+        for site in own:
+            shutil.rmtree(tmp_path / "out" / site)
+    assert 2 * (5 + 5) <= found[0] == found[1]
 
 
 def test_adapters_are_merged_for_each_site_to_an_adapter(tmp_path):

@@ -1,5 +1,6 @@
 """Merging while looking: the bytes are those of a second look, whatever samples say and how much is open."""
 
+import gc
 import os
 from functools import partial
 
@@ -87,6 +88,19 @@ def finished(monkeypatch):
 
 def late(monkeypatch):
     monkeypatch.setattr(OnePassMerge, "chunk", lambda self, chunk: None)
+
+
+@pytest.mark.usefixtures("small_samples")
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["name"])
+def test_what_is_open_is_let_go_without_a_look_for_cycles(tmp_path, method):
+    write(tmp_path, "normal")
+    gc.collect()
+    gc.disable()
+    try:
+        merged(tmp_path, "out", method=method, preference=PREFERENCE, chunk_elements=4096)
+        assert not [found for found in gc.get_objects() if isinstance(found, OnePassMerge)]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("small_samples")

@@ -20,7 +20,8 @@ from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging import rows as filerows
-from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
+from hub_magmax.merging.chunk_memory import ChunkMemory
+from hub_magmax.merging.chunks import JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows

@@ -22,7 +22,7 @@ from hub_magmax.kernels.backend import Backend, Merged
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored, bits_dtype
-from hub_magmax.merging.chunks import ChunkMemory
+from hub_magmax.merging.chunk_memory import ChunkMemory
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.survey import ModelRules
 from hub_magmax.methods import Rule

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from hub_magmax.checkpoints.index import TensorInfo
-from hub_magmax.checkpoints.source import RowMemory, TensorSource, tensor_place
+from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.arrays import IN_MEMORY, Scratch
 from hub_magmax.kernels.backend import Backend
@@ -27,6 +27,7 @@ from hub_magmax.kernels.ops import task_vectors
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.ahead import ahead
+from hub_magmax.merging.chunk_memory import ChunkMemory, SharedChunk
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows
 from hub_magmax.methods.chunks import in_multiples
@@ -40,14 +41,6 @@ _FAR_APART = 2**16
 
 
 @dataclass(frozen=True)
-class ChunkMemory:
-    """Memory for one chunk after the other, as stored and as task vectors; every thread has its own."""
-
-    stored: RowMemory = field(default_factory=RowMemory)
-    vectors: RowMemory = field(default_factory=RowMemory)
-
-
-@dataclass(frozen=True)
 class StoredChunks:
     """One tensor's task vectors, read from the sources again at every iteration.
 
@@ -58,6 +51,7 @@ class StoredChunks:
         backend: Surveys and merges the chunks.
         clock: Told when values are read and when they are waited for.
         memory: Holds the chunk that was read last, where no chunk is needed once the next one is read.
+        shared: In its place where the thread merges a chunk for several sites, which read files.
         one_pass: Returns what merges a chunk, which is yet to be read, while it is surveyed, or None; None
             where nothing is merged before the last pass.
 
@@ -76,12 +70,16 @@ class StoredChunks:
     clock: Clock = field(default_factory=Clock)
     scratch: Scratch = IN_MEMORY
     one_pass: Callable[[RawChunk], OnePass | None] | None = None
+    shared: SharedChunk | None = None
     num_threads = 1
     has_base = True
 
     @property
     def num_tasks(self) -> int:
         return len(self.tasks)
+
+    def recall(self, question: Hashable, find: Callable[[], T]) -> T:
+        return JoinedChunks((self,), lambda in_part: None).recall(question, find)
 
     def __iter__(self) -> Iterator[tuple[int, Float32[torch.Tensor, "tasks chunk"]]]:
         for start, vectors in self.arrays():
@@ -124,6 +122,7 @@ class StoredChunks:
             chunk.one_pass = one_pass(chunk) if one_pass is not None else None
             yield chunk.start, chunk
             if chunk.one_pass is not None:
+                chunk.one_pass = None  # it holds the chunk, and what is open in the whole tensor
                 self.release(chunk.parts[-1][1])
 
     def factors(self, tasks: Sequence[int]) -> list[Factors] | None:
@@ -178,13 +177,13 @@ class StoredChunks:
     def _files(self) -> FileRows | None:
         if not self.backend.reads_files:
             return None
-        return FileRows.find(
-            self._sources, self.name, self.clock, self.memory.stored if self.memory else None
-        )
+        own = self.memory.stored if self.memory else None
+        memory = self.shared.memory if self.shared else own
+        return FileRows.find(self._sources, self.name, self.clock, memory)
 
     def _read(self, parts: Sequence[tuple[int, int]], *, is_unread: bool, is_last: bool) -> RawChunk:
         # What compiled passes read themselves is read by the thread that merges, in its own memory.
-        files = self._files if is_unread and self.reader is None else None
+        files = self._files if is_unread and self.reader is None and self.shared is None else None
         chunk = RawChunk(parts, partial(self._values, parts), files)
         chunk.checked_by = self.check
         if files is None:
@@ -195,7 +194,11 @@ class StoredChunks:
 
     def _values(self, parts: Sequence[tuple[int, int]]) -> Stored | list[Stored]:
         with self.clock.spend("read"):
-            return self._read_one_by_one(parts) if self._files is None else self._files.read(parts)
+            if self._files is None:
+                return self._read_one_by_one(parts)
+            if self.shared is None:
+                return self._files.read(parts)
+            return self.shared.values((*parts, self._files.places), partial(self._files.read, parts))
 
     def _read_one_by_one(self, parts: Sequence[tuple[int, int]]) -> Stored | list[Stored]:
         """Read one part of each checkpoint, into rows of one array where all have the same dtype."""
@@ -321,6 +324,12 @@ class JoinedChunks:
             for start, vectors in tensor.arrays():
                 yield first + start, vectors
             self.looked_at(tensor.name)
+
+    def recall(self, question: Hashable, find: Callable[[], T]) -> T:
+        shared, files = self.tensors[0].shared, [tensor._files for tensor in self.tensors]
+        if shared is None or None in files:
+            return find()
+        return shared.recall(tuple(found.places for found in files if found), question, find)
 
     def factors(self, tasks: Sequence[int]) -> None:
         return None

@@ -8,6 +8,7 @@ from dataclasses import replace
 from jaxtyping import Float32
 
 from hub_magmax.kernels.backend import Merged
+from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.merging.chunks import StoredChunks
 from hub_magmax.methods import Rule
@@ -43,7 +44,11 @@ def merged_chunks(
     """
     chunks = chunks if rule.takes_tasks else replace(chunks, tasks=())
     for chunk in chunks.last_pass(rule.multiple_of):
-        # Not by a name, which would hold what a rule gives for each element while the next chunk is read.
-        merged = chunks.backend.merge(rule.op, chunk, rule.of_chunk(chunk.start, chunk), dtype, scaling)
-        chunks.check(merged.probe, chunk, merged.values)
-        yield chunk.start, merged
+        # Not by a name, which would hold it while the next chunk is read, or other sites merge this one.
+        yield chunk.start, _merged(chunks, chunk, rule, dtype, scaling)
+
+
+def _merged(chunks: StoredChunks, chunk: RawChunk, rule: Rule, dtype: str, scaling: float) -> Merged:
+    merged = chunks.backend.merge(rule.op, chunk, rule.of_chunk(chunk.start, chunk), dtype, scaling)
+    chunks.check(merged.probe, chunk, merged.values)
+    return merged

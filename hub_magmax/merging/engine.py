@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.data_statistics import open_statistics
 from hub_magmax.checkpoints.scaled import read_by_merges
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import os_errors
-from hub_magmax.kernels.arrays import Scratch
+from hub_magmax.kernels.arrays import IN_MEMORY_BYTES, Scratch
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.kernels.lazy_imports import inference
@@ -27,6 +27,7 @@ from hub_magmax.merging.chunks import JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks, merged_vector
 from hub_magmax.merging.copying import unmerged_chunks
 from hub_magmax.merging.correcting import CorrectedWriter, correction_of
+from hub_magmax.merging.making import FileInMaking, Steps, Unit, make_in_turn, starting_order
 from hub_magmax.merging.one_pass import OnePassMerge
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.header import shard_header
@@ -46,11 +47,6 @@ from hub_magmax.recipe.merge_values import MergeValues
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Unit = TypeVar("Unit", bound=TensorJob | Bundle | SolvedLayer)
-
-#: A tensor is large that is more than this part of its file.
-_LARGE_PART = 16
 
 
 class Engine:
@@ -77,7 +73,7 @@ class Engine:
         self.plan, self.sources, self.place, self.num_open = plan, sources, place, num_open
         self.backend, self._read = backend, read_by_merges(sources, plan.lock.lengths, plan.values_of)
         self.workers, self.budget, self.reader = workers, workers.budget, workers.reader
-        self.scratch = Scratch(place.folder)
+        self.scratch = Scratch(place.folder, IN_MEMORY_BYTES // workers.num_sites)
         self.model_rules = ModelRules({})
         self._not_looked_at = plan.looked_at_bytes
         self._progress = progress
@@ -148,7 +144,7 @@ class Engine:
                 for shard in shards:
                     begun.append(self.begin(shard, unfinished))
                     for unit in begun[-1].order:
-                        begun[-1].submit(unit)
+                        make_in_turn(self.workers.makers, [begun[-1].begin(unit)])
                     if len(begun) == self.num_open:
                         yield begun.popleft().wait()
                 while begun:
@@ -170,8 +166,8 @@ class Engine:
             position += job.num_bytes
         units = self._units(shard)
 
-        def start(unit: TensorJob | Bundle | SolvedLayer) -> Future[Tally]:
-            return self.workers.makers.submit(self._unit, file, unit, places)
+        def steps(unit: Unit) -> Steps:
+            return self._unit(file, unit, places)
 
         def finish(tallies: Iterable[Tally]) -> ShardRecord:
             counted = []
@@ -184,9 +180,10 @@ class Engine:
                 with self.clock.spend("store"):
                     return record_of(shard.file, file, counted)
 
-        return FileInMaking(units, starting_order(units, in_order=self.workers.in_order), start, finish)
+        order = starting_order(units, in_order=self.workers.in_order)
+        return FileInMaking(units, order, steps, self.clock, finish)
 
-    def _units(self, shard: Shard) -> Sequence[TensorJob | Bundle | SolvedLayer]:
+    def _units(self, shard: Shard) -> Sequence[Unit]:
         """Return what is made at a time: a tensor, small neighbours in files, or a layer of an adapter."""
         if self.plan.ranks:
             return [*solved_together(shard.jobs)]
@@ -195,14 +192,12 @@ class Engine:
             return shard.jobs
         return [*bundled(shard.jobs, self.sources, self.budget.chunk_elements, self.plan.values_of)]
 
-    def _unit(
-        self, file: ShardFile, unit: TensorJob | Bundle | SolvedLayer, places: Mapping[str, int]
-    ) -> Tally:
+    def _unit(self, file: ShardFile, unit: Unit, places: Mapping[str, int]) -> Steps:
         """Write what is made at a time, at its place in a file."""
         if isinstance(unit, SolvedLayer):
             return self._layer(file, unit, places)
         if not isinstance(unit, Bundle):
-            return self._tensor(file, unit, places[unit.name])
+            return (yield from self._tensor(file, unit, places[unit.name]))
         try:
             if len({self._is_unchanged(job) for job in unit.jobs}) > 1:
                 raise UnfitError  # what is counted differs
@@ -210,19 +205,18 @@ class Engine:
         except UnfitError:  # nothing was written
             whole = Tally(len(self.plan.lock.tasks))
             for job in unit.jobs:
-                whole.include(self._tensor(file, job, places[job.name]))
+                whole.include((yield from self._tensor(file, job, places[job.name])))
             return whole
 
     def _layer(self, file: ShardFile, layer: SolvedLayer, places: Mapping[str, int]) -> Tally:
         tally = Tally(len(self.plan.lock.tasks))
-        with inference(), self.clock.spend("compute"):
-            vector = self._merged_vector(layer.jobs[0]) if layer.is_whole else None
-            factors, lost = layer.solve(self.plan, self.sources, self.backend, vector)
-            tally.lost.append(lost)
-            for job, factor in zip(layer.jobs, factors, strict=True):
-                with self.clock.spend("write"):
-                    file.write(Stored.of(factor).content, places[job.name])
-                self._advance(job.num_bytes)
+        vector = self._merged_vector(layer.jobs[0]) if layer.is_whole else None
+        factors, lost = layer.solve(self.plan, self.sources, self.backend, vector)
+        tally.lost.append(lost)
+        for job, factor in zip(layer.jobs, factors, strict=True):
+            with self.clock.spend("write"):
+                file.write(Stored.of(factor).content, places[job.name])
+            self._advance(job.num_bytes)
         return tally
 
     def _merged_vector(self, job: SolvedJob) -> Tensor:
@@ -233,43 +227,41 @@ class Engine:
 
     def _bundle(self, file: ShardFile, bundle: Bundle, position: int) -> Tally:
         tally, sources = Tally(len(self.plan.lock.tasks)), self._read_sources(bundle.jobs[0])
-        with inference(), self.clock.spend("compute"):
-            merged, rule = merge_bundle(
-                bundle,
-                sources,
-                self.plan.lock.seed,
-                self.backend,
-                self.workers.memory,
-                self.clock,
-                self.model_rules,
-            )
-            tally.add(rule)
-            tally.count(merged.counts)
-            if self._is_unchanged(bundle.jobs[0]):
-                tally.set_apart()
-            with self.clock.spend("write"):
-                file.write(merged.values.content, position)
+        merged, rule = merge_bundle(
+            bundle,
+            sources,
+            self.plan.lock.seed,
+            self.backend,
+            self.workers.memory,
+            self.clock,
+            self.model_rules,
+        )
+        tally.add(rule)
+        tally.count(merged.counts)
+        if self._is_unchanged(bundle.jobs[0]):
+            tally.set_apart()
+        with self.clock.spend("write"):
+            file.write(merged.values.content, position)
         for source in sources:
             for job in bundle.jobs:
                 source.release(job.tensor, job.num_elements)
         self._advance(bundle.num_bytes)
         return tally
 
-    def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> Tally:
+    def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> Steps:
         """Write one tensor at `position` of a file."""
         tally = Tally(len(self.plan.lock.tasks))
         is_corrected = job.name == self.plan.lock.correction.get("tensor")
         kind = partial(CorrectedWriter, job) if is_corrected else TensorWriter
         slot = kind(file, position, ITEM_BYTES[job.dtype], self.clock, self._advance)
-        with inference(), self.clock.spend("compute"):
-            if job.merged and not isinstance(job, FactorJob):
-                self._merge(job, tally, slot)
-                if self._is_unchanged(job):
-                    tally.set_apart()
-            else:
-                self._copy(job, tally, slot)
-            if isinstance(slot, CorrectedWriter):
-                slot.finish(correction_of(self.plan.recipe, self.plan.lock))
+        if job.merged and not isinstance(job, FactorJob):
+            yield from self._merge(job, tally, slot)
+            if self._is_unchanged(job):
+                tally.set_apart()
+        else:
+            self._copy(job, tally, slot)
+        if isinstance(slot, CorrectedWriter):
+            slot.finish(correction_of(self.plan.recipe, self.plan.lock))
         return tally
 
     def _advance(self, num_bytes: int) -> None:
@@ -289,14 +281,16 @@ class Engine:
             slot.write(start, found)
             start += len(found.bits)
 
-    def _merge(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> None:
+    def _merge(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> Generator[None]:
+        """Write a merged tensor, with a pause after each chunk that other sites may merge too."""
         values, chunks, early = self.plan.values_of(job.tensor), self._chunks(job, self.reader), None
         rule = self.model_rules.part(job.tensor, values)
         if rule is None and job.name in self.plan.unchanged and gives_elements(values):
             rule = always(0)  # all tasks have the base model's elements, and a survey would keep every tie
         if rule is None:
-            early = self._early(job, values.scaling, slot)
-            chunks = replace(chunks, one_pass=early.chunk)
+            if chunks.shared is None:
+                early = self._early(job, values.scaling, slot)
+                chunks = replace(chunks, one_pass=early.chunk)
             rule = self._rule(chunks, job.shape, values)
         tally.add(rule)
         if early is not None and (total := early.finish(rule)) is not None:
@@ -305,6 +299,9 @@ class Engine:
         for start, merged in merged_chunks(chunks, rule, job.dtype, values.scaling):
             tally.count(merged.counts)
             slot.write(start, merged.values)
+            del merged  # which would be held while other sites merge the chunk
+            if chunks.shared is not None:
+                yield
 
     def _rule(self, chunks: StoredChunks, shape: tuple[int, ...], values: MergeValues) -> Rule:
         """Return how one tensor is merged."""
@@ -326,6 +323,8 @@ class Engine:
 
     def _chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
         base, *tasks = self._read_sources(job)
+        # A rule with numbers for each element is not held while other sites merge the tensor.
+        is_light = self.plan.values_of(job.tensor).how.is_light
         return StoredChunks(
             job.tensor,
             job.num_elements,
@@ -337,6 +336,7 @@ class Engine:
             self.workers.memory if reader is None else None,
             self.clock,
             self.scratch,
+            shared=self.workers.shared if is_light else None,
         )
 
     def _is_unchanged(self, job: TensorJob) -> bool:
@@ -347,41 +347,3 @@ class Engine:
     def _read_sources(self, job: TensorJob) -> list[TensorSource]:
         # The base model in place of a checkpoint makes its task vector zero.
         return [self._read["base_model" if name in job.unread else name] for name in self.plan.lock.sources]
-
-
-class FileInMaking:
-    """One file that is being made of units: tensors, small neighbours together, layers of an adapter.
-
-    Attributes:
-        order: The units, in the order in which they are begun.
-    """
-
-    def __init__(
-        self,
-        units: Sequence[TensorJob | Bundle | SolvedLayer],
-        order: Sequence[TensorJob | Bundle | SolvedLayer],
-        start: Callable[[TensorJob | Bundle | SolvedLayer], Future[Tally]],
-        finish: Callable[[Iterable[Tally]], ShardRecord],
-    ) -> None:
-        self.order, self._units, self._start, self._finish = order, units, start, finish
-        self._begun: dict[int, Future[Tally]] = {}
-
-    def submit(self, unit: TensorJob | Bundle | SolvedLayer) -> None:
-        """Have a thread make a unit."""
-        self._begun[id(unit)] = self._start(unit)
-
-    def wait(self) -> ShardRecord:
-        """Return the record of the finished file, once all units were begun."""
-        return self._finish(self._begun[id(unit)].result() for unit in self._units)
-
-
-def starting_order(jobs: Sequence[Unit], *, in_order: bool) -> Sequence[Unit]:
-    """Return a file's tensors, or bundles of them, in the order in which they are begun.
-
-    Large ones come first, so that all threads end together, the others in the order of the file, which is
-    read back in that order. With `in_order`, as for checkpoints on the Hub, nothing changes place.
-    """
-    if in_order:
-        return jobs
-    large = sum(job.num_elements for job in jobs) // _LARGE_PART
-    return sorted(jobs, key=lambda job: -job.num_elements if job.num_elements > large else 0)

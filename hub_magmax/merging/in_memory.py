@@ -27,7 +27,8 @@ from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import num_threads, one_thread
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored
-from hub_magmax.merging.chunks import ChunkMemory, JoinedChunks, StoredChunks
+from hub_magmax.merging.chunk_memory import ChunkMemory
+from hub_magmax.merging.chunks import JoinedChunks, StoredChunks
 from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.copying import unmerged_chunks
 from hub_magmax.merging.lengths import find_lengths

@@ -15,7 +15,8 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.lazy_imports import inference, num_threads, one_thread
-from hub_magmax.merging.chunks import ChunkMemory, StoredChunks
+from hub_magmax.merging.chunk_memory import ChunkMemory
+from hub_magmax.merging.chunks import StoredChunks
 from hub_magmax.methods.competing import square_sums
 from hub_magmax.planning.budget import CHUNK_ELEMENTS, MAX_THREADS, READ_AHEAD_BYTES
 from hub_magmax.planning.layout import make_plan

@@ -31,6 +31,7 @@ class FileRows:
 
     Attributes:
         dtype: Of all rows, as safetensors calls it.
+        places: The path of each row's file, and its first byte there.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class FileRows:
         self.dtype = sources[0].index.tensors[name].dtype
         self._bits = bits_dtype(self.dtype)
         self._sources, self._files = sources, files
+        self.places = tuple((file.path, file.start_byte) for file in files)
         self._places = np.array([file.start_byte for file in files], np.int64)
         self._name, self._clock, self._memory = name, clock, memory
         self._descriptors = np.empty(0, np.int32)

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 
 from hub_magmax.checkpoints.opening import open_together
 from hub_magmax.checkpoints.source import TensorSource
@@ -17,8 +16,9 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import DamagedError, HubMagmaxError, LockError
 from hub_magmax.files import from_here, os_errors
 from hub_magmax.kernels.lazy_imports import one_thread
-from hub_magmax.merging.engine import Engine, FileInMaking, starting_order
+from hub_magmax.merging.engine import Engine
 from hub_magmax.merging.execution import backend_of, finished, prepare, share, told, unfinished
+from hub_magmax.merging.making import FileInMaking, Unit, UnitInMaking, make_in_turn, starting_order
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
@@ -147,7 +147,8 @@ def _begin(
     own = [plans[name] for name in places]
     budgets = [budget_of(plan, threads_of(plan)) for plan in own]
     least = min(budgets, key=lambda one: (one.num_threads, one.chunk_elements))
-    workers = Workers(least, in_order=any(plan.num_remote for plan in own))
+    is_remote = any(plan.num_remote for plan in own)
+    workers = Workers(least, in_order=is_remote, num_sites=len(own))
     sites: dict[str, _Site] = {}
     for name, place in places.items():
         plan = plans[name]
@@ -208,17 +209,30 @@ def _in_order(site: _Site, file: str) -> Sequence[TensorJob]:
 def _start(
     file: str, sites: Sequence[_Site], open_files: ExitStack, processes: Processes
 ) -> list[tuple[_Site, FileInMaking]]:
-    """Begin a file of every site that lacks it, its tensors one after the other for all of them."""
+    """Begin a file of every site that lacks it, its tensors one after the other for all of them.
+
+    A thread merges a tensor for a share of the sites, each chunk for one after the other, and reads it once.
+    """
     begun: list[tuple[_Site, FileInMaking]] = []
     for site in sites:
         if file in site.missing and site.error is None:
             with processes.failing(site.fail):
                 begun.append((site, site.engine.begin(site.missing[file], open_files)))
-    for units in zip_longest(*(making.order for _, making in begun)):
-        for (_, making), unit in zip(begun, units, strict=True):
-            if unit is not None:
-                making.submit(unit)
+    alike: dict[tuple[str, ...], list[UnitInMaking]] = {}
+    for _, making in begun:
+        for unit in making.order:
+            alike.setdefault(_names(unit), []).append(making.begin(unit))
+    for units in alike.values():
+        workers = sites[0].engine.workers
+        for first in range(workers.budget.num_threads):  # which end together
+            if share := units[first :: workers.budget.num_threads]:
+                make_in_turn(workers.makers, share)
     return begun
+
+
+def _names(unit: Unit) -> tuple[str, ...]:
+    """Return the names of the tensors that are made together."""
+    return (unit.name,) if isinstance(unit, TensorJob) else tuple(job.name for job in unit.jobs)
 
 
 def _record(begun: Sequence[tuple[_Site, FileInMaking]], processes: Processes) -> None:

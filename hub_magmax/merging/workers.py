@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 from hub_magmax.checkpoints.source import RowMemory
-from hub_magmax.merging.chunks import ChunkMemory
+from hub_magmax.merging.chunk_memory import ChunkMemory, SharedChunk
 from hub_magmax.planning.budget import Budget
 
 
@@ -19,17 +19,20 @@ class Workers:
     Attributes:
         budget: How much to work with at a time.
         in_order: Some of what is read comes from the Hub.
+        num_sites: Merges side by side, which share the memory that large arrays may take.
         makers: Make tensors.
         reader: Reads ahead, if what is read comes in order.
         memory, merged_memory: For what is read, and for what is merged.
+        shared: The last chunk of each thread, where several merges read the same files.
         progress_lock: Lets one thread at a time tell of progress.
     """
 
-    def __init__(self, budget: Budget, *, in_order: bool) -> None:
-        self.budget, self.in_order = budget, in_order
+    def __init__(self, budget: Budget, *, in_order: bool, num_sites: int = 1) -> None:
+        self.budget, self.in_order, self.num_sites = budget, in_order, num_sites
         self.makers = ThreadPoolExecutor(budget.num_threads)
         self.reader = ThreadPoolExecutor(1) if in_order else None
         self.memory, self.merged_memory = ChunkMemory(), RowMemory()
+        self.shared = SharedChunk() if num_sites > 1 and not in_order else None
         self.progress_lock = Lock()
 
     def close(self) -> None:

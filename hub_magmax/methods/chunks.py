@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar, runtime_checkable
 
@@ -42,6 +42,15 @@ class Counted(Protocol):
     def map(
         self, work: Callable[[Iterator[tuple[int, RawChunk]]], T], *, is_early: bool = False
     ) -> Iterator[T]: ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """Chunks of a tensor that merges for several sites survey, one after the other."""
+
+    def recall(self, question: Hashable, find: Callable[[], T]) -> T:
+        """Return what `find` gave before for the same values and the same question, or gives now."""
+        ...
 
 
 @runtime_checkable

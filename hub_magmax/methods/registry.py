@@ -113,6 +113,11 @@ class MergeMethod:
         return self.name in METHODS.built_in
 
     @property
+    def is_light(self) -> bool:
+        """Whether its rule of a tensor has no numbers for each element that are kept."""
+        return self.form in ("rule", "linear", "elementwise") and not self.held_bytes
+
+    @property
     def is_bundled(self) -> bool:
         """Whether `methods.small_tensors` merges small tensors together: not if each has facts of its own."""
         is_known = self.is_built_in and self.form in ("rule", "linear") and "shape" not in self.supplied

@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int32, Int64
 
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.structures import Histograms
-from hub_magmax.methods.chunks import Counted
+from hub_magmax.methods.chunks import Counted, Remembering
 
 #: Tensors of up to this many numbers (tasks times elements) are held and sorted instead of counted.
 HELD_NUMBERS = 1 << 20
@@ -48,10 +48,15 @@ def magnitude_thresholds(
     assert ((ranks >= 0) & (ranks <= chunks.num_elements)).all()
     if chunks.num_elements == 0:
         return np.full(ranks.shape, np.float32(math.inf))
-    if chunks.num_tasks * chunks.num_elements > HELD_NUMBERS:
-        return _count_thresholds(chunks, ranks, rule_of)
-    size = chunks.num_elements
-    return thresholds_side_by_side(np.abs(chunks.runs(size, size))[:, None], ranks)[..., 0]
+
+    def find() -> Float32[np.ndarray, "ranks tasks"]:
+        if chunks.num_tasks * chunks.num_elements > HELD_NUMBERS:
+            return _count_thresholds(chunks, ranks, rule_of)
+        size = chunks.num_elements
+        return thresholds_side_by_side(np.abs(chunks.runs(size, size))[:, None], ranks)[..., 0]
+
+    question = "thresholds", ranks.shape, ranks.tobytes()
+    return chunks.recall(question, find) if isinstance(chunks, Remembering) else find()
 
 
 def thresholds_side_by_side(

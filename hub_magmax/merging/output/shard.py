@@ -92,6 +92,7 @@ class ShardFile:
             self._hash(self.size_bytes)
             stored.result()
             self._drop_pages()
+        self._buffer = memoryview(b"")  # many files can be finished before the last of them is let go
         self._temporary.rename(self._path)
         return self._sha256.hexdigest()
 
