@@ -74,10 +74,7 @@ class Destination:
 
 @dataclass(frozen=True)
 class Published:
-    """Commit of a push: `commit` is 40 hexadecimal digits, `url` shows it.
-
-    It is not `is_new` where the Hub held the very same before.
-    """
+    """Commit of a push, 40 hexadecimal digits, and its address; not `is_new` if the Hub held the same."""
 
     repo_id: str
     commit: str
@@ -204,10 +201,8 @@ class Head:
 
     def as_published(self, destination: Destination) -> Published:
         """Return its commit as that of an earlier push."""
-        repo_id = destination.repo_id
-        return Published(
-            repo_id, self.commit, f"{hub_api().endpoint}/{repo_id}/commit/{self.commit}", is_new=False
-        )
+        url = f"{hub_api().endpoint}/{destination.repo_id}/commit/{self.commit}"
+        return Published(destination.repo_id, self.commit, url, is_new=False)
 
 
 def holds_weights(path: str) -> bool:
