@@ -177,13 +177,12 @@ def drawn(count=1000, seed=0, noise=0.3):
     """Examples of two tasks that a feature tells; the merged model is right on the first task only."""
     rng = np.random.default_rng(seed)
     tasks = rng.integers(0, 2, size=count)
-    features = np.stack(
-        [tasks + noise * rng.normal(size=count), rng.normal(size=count), np.ones(count)], axis=1
-    )
+    confidence = rng.normal(size=count)
+    columns = [tasks + noise * rng.normal(size=count), np.ones(count), confidence]
+    features = np.stack(columns, axis=1)
     right = np.stack([tasks == 0, tasks == 0, tasks == 1], axis=1) ^ (rng.uniform(size=(count, 3)) < 0.05)
     contents = tuple(f"sha256:{seed}/{number}" for number in range(count))
-    confidence = rng.uniform(0.4, 0.99, size=count)
-    return Observed(tasks, contents, features, confidence, rng.uniform(size=count) < 0.5, right)
+    return Observed(tasks, contents, features, rng.uniform(size=count) < 0.5, right)
 
 
 MODELS, BUDGET = ("merged", "first", "second"), Aim()
@@ -471,7 +470,7 @@ def test_padding_changes_no_features(tmp_path):
     evaluator = TextClassification()
     together = look(model, evaluator.encode_inputs(model, texts)[0]).features
     alone = [look(model, evaluator.encode_inputs(model, [text])[0]).features for text in texts]
-    assert together.shape == (3, 2 * 16 + 3)
+    assert together.shape == (3, 2 * 16 + 3 + 1)
     assert together == pytest.approx(np.concatenate(alone), abs=1e-4)
 
 

@@ -135,19 +135,14 @@ def _signals(calibrating: Observed, seen: Observed, verified: Values) -> dict[st
     """Return the probability that the merged model is right, by each signal, calibrated alike."""
 
     def calibrated(before: Values, now: Values) -> Values:
-        slope, intercept = platt(before, calibrating.right[:, 0])
+        slope, intercept = platt(before[:, None], calibrating.right[:, 0])
         return sigmoid(slope * now + intercept)
 
     return {
-        "confidence": calibrated(_logit(calibrating.confidence), _logit(seen.confidence)),
+        "confidence": calibrated(calibrating.features[:, -1], seen.features[:, -1]),
         "agreement": calibrated(calibrating.agrees.astype(np.float64), seen.agrees.astype(np.float64)),
         "verifier": verified,
     }
-
-
-def _logit(confidence: Values) -> Values:
-    found: np.ndarray = np.log(confidence / np.maximum(1 - confidence, 1e-12))
-    return found
 
 
 def _signal(name: str, trust: Values, errors: Values) -> Signal:

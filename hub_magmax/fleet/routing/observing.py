@@ -36,7 +36,6 @@ class Observed:
         tasks: Number of the task that an example is of.
         contents: Digest of each input.
         features: Of the merged model.
-        confidence: Largest probability that the merged model gives a class.
         agrees: Whether the base model names the same class.
         right: Whether the merged model is right, then each task's own checkpoint.
     """
@@ -44,14 +43,13 @@ class Observed:
     tasks: Int64[np.ndarray, " examples"]
     contents: tuple[str, ...]
     features: Float64[np.ndarray, "examples features"]
-    confidence: Float64[np.ndarray, " examples"]
     agrees: Bool[np.ndarray, " examples"]
     right: Bool[np.ndarray, "examples models"]
 
     def at(self, indices: Int64[np.ndarray, " chosen"]) -> Observed:
         """Return some of the examples."""
         contents = tuple(self.contents[index] for index in indices)
-        arrays = (self.features, self.confidence, self.agrees, self.right)
+        arrays = (self.features, self.agrees, self.right)
         return Observed(self.tasks[indices], contents, *(array[indices] for array in arrays))
 
 
@@ -61,7 +59,8 @@ class Look:
 
     Attributes:
         features: Means over tokens, or places, of the hidden states in its middle and at its end, where it
-            returns any, then the logarithmic probabilities of its classes.
+            returns any; the logarithmic probabilities of its classes; and its confidence, the logit of the
+            largest.
         log_probabilities: Of its classes.
     """
 
@@ -85,7 +84,8 @@ def look(model: LoadedModel, parts: Sequence[Any]) -> Look:
             logits.append(output.logits.double().log_softmax(-1))
             hidden.append(_pooled(output, moved.get("attention_mask")))
     log_probabilities: np.ndarray = torch.cat(logits).cpu().numpy()
-    features: np.ndarray = torch.cat([torch.cat(hidden), torch.cat(logits)], dim=1).cpu().numpy()
+    pooled: np.ndarray = torch.cat(hidden).cpu().numpy()
+    features = np.column_stack([pooled, log_probabilities, _confidence(log_probabilities)])
     if count := int((~np.isfinite(features)).any(axis=1).sum()):
         raise EvaluationError(
             f"it gives values that are not finite on {count:,} of {len(features):,} inputs",
@@ -94,6 +94,13 @@ def look(model: LoadedModel, parts: Sequence[Any]) -> Look:
             "float32.",
         )
     return Look(features, log_probabilities)
+
+
+def _confidence(log_probabilities: np.ndarray) -> np.ndarray:
+    """Return the logit of each row's largest probability, at most that of 1 - 1e-12."""
+    largest = log_probabilities.max(axis=1)
+    found: np.ndarray = largest - np.log(np.maximum(-np.expm1(largest), 1e-12))
+    return found
 
 
 def _pooled(output: Any, mask: Tensor | None) -> Tensor:
@@ -139,7 +146,6 @@ def observe(prepared: Prepared, report: Report, progress: ProgressBar) -> Observ
         np.repeat(np.arange(len(tasks)), sizes),
         _contents(prepared),
         merged.features,
-        np.exp(merged.log_probabilities.max(axis=1)),
         merged.classes == base.classes,
         np.stack(rights, axis=1),
     )

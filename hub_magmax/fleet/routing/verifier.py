@@ -33,7 +33,7 @@ ARRAYS: Mapping[str, tuple[str, ...]] = {
     "merged": ("features + 1",),
     "tasks": ("tasks", "features + 1"),
     "rates": ("tasks", "experts"),
-    "calibration": ("models", "two"),
+    "calibration": ("models", "three"),
 }
 
 
@@ -52,7 +52,8 @@ class Verifier:
         merged: Coefficients and intercept of the logit that the merged model is right.
         tasks: Coefficients and intercept of the logarithmic probability of each task, up to a constant.
         rates: Share of right answers of each checkpoint on each task.
-        calibration: Slope and intercept of each model, which map its logits to calibrated ones.
+        calibration: For each model the slopes of its logit and of the merged model's confidence, which is
+            the last feature, and an intercept.
     """
 
     mean: Float64[np.ndarray, " features"]
@@ -60,7 +61,7 @@ class Verifier:
     merged: Float64[np.ndarray, " coefficients"]
     tasks: Float64[np.ndarray, "tasks coefficients"]
     rates: Float64[np.ndarray, "tasks experts"]
-    calibration: Float64[np.ndarray, "models two"]
+    calibration: Float64[np.ndarray, "models three"]
 
     def logits(self, features: Features) -> Float64[np.ndarray, "examples models"]:
         """Return the logits that each model is right, before calibration."""
@@ -73,7 +74,8 @@ class Verifier:
 
     def probabilities(self, features: Features) -> Float64[np.ndarray, "examples models"]:
         """Return the probability that each model's answer is right: the merged one, then the checkpoints."""
-        return sigmoid(self.logits(features) * self.calibration[:, 0] + self.calibration[:, 1])
+        own, confidence, intercept = self.calibration.T
+        return sigmoid(self.logits(features) * own + features[:, -1:] * confidence + intercept)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name, as a file holds them."""
@@ -92,7 +94,7 @@ class Verifier:
         )
         if fits:
             tasks, experts = arrays["rates"].shape
-            sizes = {"features": len(arrays["mean"]), "tasks": tasks, "experts": experts, "two": 2}
+            sizes = {"features": len(arrays["mean"]), "tasks": tasks, "experts": experts, "three": 3}
             sizes |= {"features + 1": sizes["features"] + 1, "models": experts + 1}
             fits = all(arrays[name].shape == tuple(map(sizes.get, axes)) for name, axes in ARRAYS.items())
         if not fits:
@@ -123,32 +125,41 @@ def fit(features: Features, tasks: Tasks, right: Rights) -> Verifier:
     rates = np.stack([_smoothed(right[tasks == task, 1:]) for task in named] or [_smoothed(right[:, 1:])])
     known = np.isin(tasks, named)
     regressed = _regression(standard[known], tasks[known])
-    identity = np.tile([1.0, 0.0], (right.shape[1], 1))
+    identity = np.tile([1.0, 0.0, 0.0], (right.shape[1], 1))
     return Verifier(mean, scale, _merged(standard, right[:, 0]), regressed, rates, identity)
 
 
 def calibrated(verifier: Verifier, features: Features, right: Rights) -> Verifier:
-    """Return a verifier whose probabilities fit other examples: Platt's sigmoid for each model.
+    """Return a verifier whose probabilities fit other examples: a sigmoid for each model.
 
-    Where its logits say nothing about these, or the opposite, all inputs get the share of right answers.
+    That of the merged model also reads its own confidence.
     """
-    pairs = zip(verifier.logits(features).T, right.T, strict=True)
-    return replace(verifier, calibration=np.array([platt(logits, own) for logits, own in pairs]))
+    logits = verifier.logits(features)
+    merged = platt(np.column_stack([logits[:, 0], features[:, -1]]), right[:, 0])
+    experts = [platt(logits[:, [model]], right[:, model]) for model in range(1, right.shape[1])]
+    rows = [merged, *(np.array([slope, 0.0, intercept]) for slope, intercept in experts)]
+    return replace(verifier, calibration=np.stack(rows))
 
 
-def platt(
-    logits: Float64[np.ndarray, " examples"], right: Bool[np.ndarray, " examples"]
-) -> tuple[float, float]:
-    """Return slope and intercept of the sigmoid that maps logits to probabilities of being right.
+def platt(signals: Features, right: Bool[np.ndarray, " examples"]) -> Float64[np.ndarray, " coefficients"]:
+    """Return slopes and intercept of the sigmoid that maps signals to probabilities of being right.
+
+    No slope is below zero: the most negative one is left out, until none is. Without any signal all inputs
+    get the smoothed share of right answers.
 
     Source: Platt, Probabilistic Outputs for Support Vector Machines, 1999; with scikit-learn's ridge penalty.
     """
-    if _can_fit(right) and np.ptp(logits) > 0:
-        fitted = _sklearn().LogisticRegression(C=1.0).fit(logits[:, None], right)
-        slope, intercept = float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
-        if slope > 0:
-            return slope, intercept
-    return 0.0, _smoothed_logit(right)
+    used = [column for column in range(signals.shape[1]) if np.ptp(signals[:, column]) > 0]
+    found = np.zeros(signals.shape[1] + 1)
+    while used and _can_fit(right):
+        fitted = _sklearn().LogisticRegression(C=1.0).fit(signals[:, used], right)
+        slopes = fitted.coef_[0]
+        if (slopes > 0).all():
+            found[used], found[-1] = slopes, fitted.intercept_[0]
+            return found
+        del used[int(slopes.argmin())]
+    found[-1] = _smoothed_logit(right)
+    return found
 
 
 def _merged(standard: Features, right: Bool[np.ndarray, " examples"]) -> Float64[np.ndarray, " coefficients"]:
