@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
     from hub_magmax.evaluation.scoring import evaluate as evaluate
     from hub_magmax.evaluation.tail_shape import compare_tails as compare_tails
+    from hub_magmax.fleet.applying import apply as apply
     from hub_magmax.fleet.canaries import canary as canary
     from hub_magmax.fleet.history import history as history
     from hub_magmax.fleet.rebuilding import rebuild as rebuild
@@ -51,6 +52,7 @@ _HOMES = {
     "HubMagmaxError": "errors",
     "Recipe": "recipe.schema",
     "Router": "fleet.routing.router",
+    "apply": "fleet.applying",
     "canary": "fleet.canaries",
     "compare": "studies",
     "compare_tails": "evaluation.tail_shape",

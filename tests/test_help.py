@@ -69,8 +69,11 @@ def family(tmp_path_factory):
     (folder / "key.pem").write_text("a key")
     for number, name in enumerate(("before.csv", "after.csv")):
         (folder / name).write_text("\n".join(["loss", *(str(n % 7 + number) for n in range(40))]))
+    north = {key: values[key] for key in ("schema", "base_model", "tasks")}
+    north |= {"method": "magmax", "output": {"path": "north", "format": "selection"}}
+    (folder / "north.yaml").write_text(yaml_text(north))
     write_what_mergekit_merged(folder)
-    for name in ("recipe", "other"):
+    for name in ("recipe", "other", "north"):
         run(load_recipe(folder / f"{name}.yaml"))
     return folder
 

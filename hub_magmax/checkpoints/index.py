@@ -18,6 +18,9 @@ EXACT_DTYPES = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
+#: Ends the name of a file that says which task each element is taken from, and holds no weights.
+SELECTION_SUFFIX = ".selection"
+
 #: What PEFT calls an adapter's files.
 ADAPTER_NAME = "adapter_model.safetensors"
 ADAPTER_CONFIG_NAME = "adapter_config.json"

@@ -24,6 +24,7 @@ from hub_magmax.checkpoints.index import (
     EXACT_DTYPES,
     INDEX_NAME,
     MERGEABLE_DTYPES,
+    SELECTION_SUFFIX,
     SINGLE_NAME,
     CheckpointIndex,
     TensorInfo,
@@ -172,6 +173,17 @@ def holds_weights(contents: Contents) -> bool:
     return known or bool(pickles_among(names)) or sharded_training(names, folders) is not None
 
 
+def _selection(listing: Listing) -> Refusal | None:
+    """Find selections of hub_magmax, of which weights can be made."""
+    found = [path for path in listing.sizes if path.endswith(SELECTION_SUFFIX)]
+    if not found:
+        return None
+    what = (
+        f"a selection ({listed(found, 3)}), which says which task each element is from and holds no weights"
+    )
+    return Refusal(what, "safetensors", f"Make its weights: hub-magmax apply {listing.label}")
+
+
 def _other_format(listing: Listing) -> Refusal | None:
     """Find files of other programs; also named in place of a folder."""
     for file in [*listing.sizes, *([] if listing.sizes else [listing.label])]:
@@ -207,6 +219,7 @@ def _names_class(listing: Listing) -> bool:
 
 
 WITHOUT_WEIGHTS: tuple[Callable[[Listing], Refusal | None], ...] = (
+    _selection,
     _sharded_training,
     _folders,
     _other_format,

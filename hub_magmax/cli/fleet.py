@@ -1,7 +1,8 @@
-"""Verbs for models in use: verify, sign, history, rollback, canary."""
+"""Verbs for models in use: verify, apply, sign, history, rollback, canary."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,40 @@ def verify(
         values["data_changed"] = changed = changed_data(model, revision=revision, folder=folder)
         lines += [f"{name}: no longer the data that was locked, so scores may differ" for name in changed]
     return Answer(values, "\n".join(lines))
+
+
+@verb
+@click.argument("selection")
+@click.option("--out", type=FilePath(), help="Folder to create; by default NAME-weights.")
+@click.option("--revision", help="Revision of a selection on the Hub.")
+@click.option(
+    "--from",
+    "folder",
+    type=FilePath("dir"),
+    help="Where relative paths of local checkpoints start; the current folder.",
+)
+@from_cache_option
+def apply(selection: str, out: Path | None, revision: str | None, folder: Path | None) -> Answer:
+    """Make the weights of a SELECTION again, from its checkpoints.
+
+    SELECTION is a folder or a Hub id. The weights are those that the merge would
+    have written with `output.format: weights`, byte for byte.
+
+    \b
+    Example:
+      hub-magmax apply north --out north-weights
+    """
+    from hub_magmax.files import from_here
+    from hub_magmax.fleet.applying import apply as do_apply
+    from hub_magmax.text import format_bytes
+
+    name = Path(selection.partition("@")[0]).name
+    output = out or Path(f"{name}-weights")
+    report = do_apply(selection, output, revision=revision, folder=folder, progress=progress)
+    lines = [f"{shard.sha256}  {shard.file}" for shard in report.shards]
+    size = f"{format_bytes(report.bytes_out)} in {number_of(len(report.shards), 'file')}"
+    lines += [f"{size}, {report.seconds:.1f} s", f"wrote {from_here(output)}"]
+    return Answer({"output": from_here(output), "report": json.loads(report.to_json())}, "\n".join(lines))
 
 
 @verb

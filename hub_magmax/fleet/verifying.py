@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
-from hub_magmax.checkpoints.index import ROUTER_WEIGHTS_NAME
+from hub_magmax.checkpoints.index import ROUTER_WEIGHTS_NAME, SELECTION_SUFFIX
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.side_files import is_side_file
@@ -79,8 +79,8 @@ def _is_loaded(path: str, *, weights_only: bool) -> bool:
     """Say whether loading a model reads a file of this name: weights, code, or what lies beside them."""
     if path == ROUTER_WEIGHTS_NAME:
         return False
-    if weights_only or path.endswith((".safetensors", ".bin")):
-        return path.endswith((".safetensors", ".bin"))
+    if weights_only or path.endswith((".safetensors", ".bin", SELECTION_SUFFIX)):
+        return path.endswith((".safetensors", ".bin", SELECTION_SUFFIX))
     return path.endswith((".index.json", ".py")) or is_side_file(path.rpartition("/")[2])
 
 

@@ -58,7 +58,12 @@ class Engine:
         workers: Threads and their memory.
         num_open: Files that may be incomplete at a time.
         backend: Computes.
+
+    Attributes:
+        surveys: Whether methods look at values before they merge.
     """
+
+    surveys = True
 
     def __init__(
         self,
@@ -94,7 +99,7 @@ class Engine:
 
         A folder keeps it for other processes.
         """
-        if any(job.merged for shard in missing for job in shard.jobs):
+        if self.surveys and any(job.merged for shard in missing for job in shard.jobs):
             with inference(), self.clock.spend("compute"):
                 self.model_rules = survey_all(
                     self.plan.surveyed, self.plan.merged, self._all_chunks, self.plan.lock.seed, folder
@@ -115,7 +120,7 @@ class Engine:
                     self._progress(found)
 
         return JoinedChunks(
-            tuple(self._chunks(job, self.reader) for job in jobs),
+            tuple(self.chunks(job, self.reader) for job in jobs),
             partial(self.expect, self.plan.tensors_read(jobs)),
             self.budget.num_threads,
             looked_at,
@@ -164,7 +169,7 @@ class Engine:
         for job in shard.jobs:
             places[job.name] = position
             position += job.num_bytes
-        units = self._units(shard)
+        units = self.units(shard)
 
         def steps(unit: Unit) -> Steps:
             return self._unit(file, unit, places)
@@ -183,7 +188,7 @@ class Engine:
         order = starting_order(units, in_order=self.workers.in_order)
         return FileInMaking(units, order, steps, self.clock, finish)
 
-    def _units(self, shard: Shard) -> Sequence[Unit]:
+    def units(self, shard: Shard) -> Sequence[Unit]:
         """Return what is made at a time: a tensor, small neighbours in files, or a layer of an adapter."""
         if self.plan.ranks:
             return [*solved_together(shard.jobs)]
@@ -199,7 +204,7 @@ class Engine:
         if not isinstance(unit, Bundle):
             return (yield from self._tensor(file, unit, places[unit.name]))
         try:
-            if len({self._is_unchanged(job) for job in unit.jobs}) > 1:
+            if len({self.is_unchanged(job) for job in unit.jobs}) > 1:
                 raise UnfitError  # what is counted differs
             return self._bundle(file, unit, places[unit.jobs[0].name])
         except UnfitError:  # nothing was written
@@ -216,13 +221,13 @@ class Engine:
         for job, factor in zip(layer.jobs, factors, strict=True):
             with self.clock.spend("write"):
                 file.write(Stored.of(factor).content, places[job.name])
-            self._advance(job.num_bytes)
+            self.advance(job.num_bytes)
         return tally
 
     def _merged_vector(self, job: SolvedJob) -> Tensor:
         """Return the merged task vector of a layer's matrix, scaled."""
-        values, chunks = self.plan.values_of(job.name), self._chunks(job.whole, self.reader)
-        rule = self._rule(chunks, job.of_shape, values)
+        values, chunks = self.plan.values_of(job.name), self.chunks(job.whole, self.reader)
+        rule = self.rule(chunks, job.of_shape, values)
         return merged_vector(chunks, rule).view(job.sides) * values.scaling
 
     def _bundle(self, file: ShardFile, bundle: Bundle, position: int) -> Tally:
@@ -238,14 +243,14 @@ class Engine:
         )
         tally.add(rule)
         tally.count(merged.counts)
-        if self._is_unchanged(bundle.jobs[0]):
+        if self.is_unchanged(bundle.jobs[0]):
             tally.set_apart()
         with self.clock.spend("write"):
             file.write(merged.values.content, position)
         for source in sources:
             for job in bundle.jobs:
                 source.release(job.tensor, job.num_elements)
-        self._advance(bundle.num_bytes)
+        self.advance(bundle.num_bytes)
         return tally
 
     def _tensor(self, file: ShardFile, job: TensorJob, position: int) -> Steps:
@@ -253,10 +258,10 @@ class Engine:
         tally = Tally(len(self.plan.lock.tasks))
         is_corrected = job.name == self.plan.lock.correction.get("tensor")
         kind = partial(CorrectedWriter, job) if is_corrected else TensorWriter
-        slot = kind(file, position, ITEM_BYTES[job.dtype], self.clock, self._advance)
+        slot = kind(file, position, ITEM_BYTES[job.dtype], self.clock, self.advance)
         if job.merged and not isinstance(job, FactorJob):
-            yield from self._merge(job, tally, slot)
-            if self._is_unchanged(job):
+            yield from self.merge(job, tally, slot)
+            if self.is_unchanged(job):
                 tally.set_apart()
         else:
             self._copy(job, tally, slot)
@@ -264,7 +269,8 @@ class Engine:
             slot.finish(correction_of(self.plan.recipe, self.plan.lock))
         return tally
 
-    def _advance(self, num_bytes: int) -> None:
+    def advance(self, num_bytes: int) -> None:
+        """Tell of progress."""
         with self.workers.progress_lock:
             self._progress(num_bytes)
 
@@ -281,17 +287,22 @@ class Engine:
             slot.write(start, found)
             start += len(found.bits)
 
-    def _merge(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> Generator[None]:
-        """Write a merged tensor, with a pause after each chunk that other sites may merge too."""
-        values, chunks, early = self.plan.values_of(job.tensor), self._chunks(job, self.reader), None
+    def known_rule(self, job: TensorJob, values: MergeValues) -> Rule | None:
+        """Return how one tensor is merged, where that is known without a look at it."""
         rule = self.model_rules.part(job.tensor, values)
         if rule is None and job.name in self.plan.unchanged and gives_elements(values):
-            rule = always(0)  # all tasks have the base model's elements, and a survey would keep every tie
+            return always(0)  # all tasks have the base model's elements, and a survey would keep every tie
+        return rule
+
+    def merge(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> Generator[None]:
+        """Write a merged tensor, with a pause after each chunk that other sites may merge too."""
+        values, chunks, early = self.plan.values_of(job.tensor), self.chunks(job, self.reader), None
+        rule = self.known_rule(job, values)
         if rule is None:
             if chunks.shared is None:
                 early = self._early(job, values.scaling, slot)
                 chunks = replace(chunks, one_pass=early.chunk)
-            rule = self._rule(chunks, job.shape, values)
+            rule = self.rule(chunks, job.shape, values)
         tally.add(rule)
         if early is not None and (total := early.finish(rule)) is not None:
             tally.count(total)
@@ -303,7 +314,7 @@ class Engine:
             if chunks.shared is not None:
                 yield
 
-    def _rule(self, chunks: StoredChunks, shape: tuple[int, ...], values: MergeValues) -> Rule:
+    def rule(self, chunks: StoredChunks, shape: tuple[int, ...], values: MergeValues) -> Rule:
         """Return how one tensor is merged."""
         generator = CounterGenerator(self.plan.lock.seed, chunks.name)
         known = None
@@ -321,7 +332,8 @@ class Engine:
             job.num_elements, job.dtype, scaling, most_open, held, slot.write, slot.read_again
         )
 
-    def _chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
+    def chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
+        """Return the chunks of one tensor, of all checkpoints."""
         base, *tasks = self._read_sources(job)
         # A rule with numbers for each element is not held while other sites merge the tensor.
         is_light = self.plan.values_of(job.tensor).how.is_light
@@ -339,7 +351,7 @@ class Engine:
             shared=self.workers.shared if is_light else None,
         )
 
-    def _is_unchanged(self, job: TensorJob) -> bool:
+    def is_unchanged(self, job: TensorJob) -> bool:
         """Say whether no task changes a tensor, as far as is known without a look at its values."""
         base, *tasks = self._read_sources(job)
         return all(task is base or task.keeps(job.tensor) for task in tasks)

@@ -19,7 +19,6 @@ from hub_magmax.files import from_here, os_errors
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dispatch import choose_backend
 from hub_magmax.kernels.lazy_imports import one_thread
-from hub_magmax.merging.engine import Engine
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import (
     REPORT_NAME,
@@ -29,6 +28,7 @@ from hub_magmax.merging.output.report import (
 )
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import MemoryWatch, Progress, Spent
+from hub_magmax.merging.selections.engines import engine_of
 from hub_magmax.merging.workers import Workers
 from hub_magmax.planning.budget import budget_of, threads_of
 from hub_magmax.planning.findings.finding import refuse_faults
@@ -178,7 +178,7 @@ def make_shards(
             budget.chunk_elements,
         )
         workers = Workers(budget, in_order=plan.num_remote > 0)
-        engine = Engine(plan, sources, place, advance, workers, sink.num_open, backend)
+        engine = engine_of(plan)(plan, sources, place, advance, workers, sink.num_open, backend)
         with one_thread(), _telling_what_is_kept(len(own), len(own) - len(missing)) as count:
             try:
                 engine.look_at_model(missing, place.survey_folder if processes.count > 1 else None)

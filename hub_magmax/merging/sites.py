@@ -23,6 +23,7 @@ from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.merging.output.side_files import report_of, write_beside_weights
 from hub_magmax.merging.profile import MemoryWatch, Progress, Spent
+from hub_magmax.merging.selections.engines import engine_of
 from hub_magmax.merging.workers import Workers
 from hub_magmax.planning.budget import budget_of, threads_of
 from hub_magmax.planning.findings.finding import refuse_faults
@@ -154,7 +155,7 @@ def _begin(
         plan = plans[name]
         missing = unfinished(share(plan.shards, processes), place.journal, progress)
         LOG.info("%s into %s", told(plan, processes), from_here(place.output))
-        engine = Engine(
+        engine = engine_of(plan)(
             plan, inputs[name], place, progress, workers, place.journal.num_open, backend_of(plan)
         )
         sites[name] = _Site(plan, place, engine, {shard.file: shard for shard in missing})

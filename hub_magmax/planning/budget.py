@@ -72,6 +72,9 @@ WEIGHED, PRODUCT, ROW = 28, 48, 1024
 #: Bytes of the share that a task has in an element, by its statistics.
 SHARE = 4
 
+#: Bytes an element of its choice, of whether it needs one, and of steps on the way.
+CHOICE = 6
+
 #: Bytes an element while a task is read with a base model of its own, or scaled: three rows of float64.
 _MOVED = 24
 
@@ -192,7 +195,12 @@ class _Held:
     def _sees_files(self) -> bool:
         """Whether loops read a few elements at a time from files, so that no chunk is held as stored."""
         in_memory = self.by_torch or self.method.name in surveys.HELD_OF_CHUNK
-        return not in_memory and self.method.held_bytes == 0
+        return not in_memory and self.method.held_bytes == 0 and not self._chooses
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether what each task gives is looked at, to write a selection or to read one."""
+        return self.plan.recipe.output.is_selection or self.plan.selection is not None
 
     def of_chunk(self, size: int) -> float:
         """Return what a thread holds of a chunk of `size` elements."""
@@ -203,7 +211,9 @@ class _Held:
         draws = self.method.held_bytes == 0 and "generator" in self.method.supplied and not surveyed
         parts = WEIGHED * (1 + self.num_tasks) * has_parts(self.values)
         shares = SHARE * (1 + self.num_tasks) * (self.method.statistics == "fisher")
-        return (rows + vectors + merged + surveyed + DRAWN * draws + parts + shares) * size + KEYS * draws
+        chosen = (2 * merged + CHOICE) * self._chooses
+        by_element = rows + vectors + merged + surveyed + DRAWN * draws + parts + shares + chosen
+        return by_element * size + KEYS * draws
 
     def of_tensor(self, size: int) -> float:
         """Return what is held of a tensor of `size` elements, or of a whole model, that is surveyed."""

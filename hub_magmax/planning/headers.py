@@ -26,6 +26,7 @@ from hub_magmax.planning.low_rank import plan_low_rank
 from hub_magmax.planning.output_config.model_config import config_changes
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.reads import bytes_of_statistics
+from hub_magmax.planning.selections import plan_selection
 from hub_magmax.planning.tokenizers.files import tokenizer_files
 from hub_magmax.planning.tokens import token_changes
 from hub_magmax.recipe.lockfile import Lock, LockedSource, own_base_name
@@ -114,9 +115,11 @@ def plan_from_headers(recipe: Recipe, locked: Lock, *, cache: SourceCache | None
         copied, source = locked.sources[files_from], opened[files_from]
         paths = copied_files(source, copied)
         refuse_damaged(source, paths)
-        # An adapter is no model, whose files its base model keeps.
-        left = () if recipe.output.is_adapter else left_behind(source, copied)
+        is_whole = recipe.output.format in (None, "weights")  # else no model, whose files others keep
+        left = left_behind(source, copied) if is_whole else ()
         copied_bytes = sum(source.size_of(path) or 0 for path in paths)
+        if recipe.output.is_selection:
+            made, copied_bytes = plan_selection(made, opened), 0
         made = replace(made, config=stated_config(source))
     made = replace(made, left_behind=left, copied_bytes=copied_bytes, dtypes=dtypes, tokens=tokens)
     budget_of(made, 1)  # raises where more is needed than there is

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from hub_magmax import methods
@@ -233,6 +234,8 @@ class Plan(Brief):
         by_statistics: Names of the tensors that are merged by statistics of the tasks' data.
         unchanged: Names of the merged tensors that no task changes, as far as headers tell: of adapters.
         own_values: What rules say of the merge of a tensor, by the name of what is read for it.
+        selection: Folder of a selection, which says from which task each element is in place of the method,
+            and its name in messages.
     """
 
     recipe: Recipe
@@ -257,6 +260,7 @@ class Plan(Brief):
     by_statistics: tuple[str, ...] = ()
     unchanged: frozenset[str] = frozenset()
     own_values: Mapping[str, RuleValues] = field(default_factory=dict, hash=False)
+    selection: tuple[Path, str] | None = None
 
     def values_of(self, tensor: str, values: MergeValues | None = None) -> MergeValues:
         """Return the numbers by which a tensor is merged.

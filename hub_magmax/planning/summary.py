@@ -27,6 +27,7 @@ from hub_magmax.planning.norms import described_norms, norm_notices, norm_rows
 from hub_magmax.planning.output_config.model_config import config_notices
 from hub_magmax.planning.plan import SMALL_BYTES, Plan, SolvedJob, TensorJob
 from hub_magmax.planning.rule_summary import described_rules, rule_rows
+from hub_magmax.planning.selections import selection_bytes
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
 from hub_magmax.planning.tokenizers.chat import OLD_NAME, TEMPLATE_NAME
@@ -199,7 +200,7 @@ def explain(plan: Plan) -> str:
     rows = [*_sources_and_method(plan), *_tensors(plan), *_notes(plan)]
     rows += [
         ("reads", _reads(plan)),
-        ("writes", f"{format_bytes(plan.bytes_out)} in {number_of(len(plan.shards), 'file')}"),
+        ("writes", f"{_written(plan)} in {number_of(len(plan.shards), 'file')}"),
         *_output(plan),
         *memory_rows(plan, needs),
     ]
@@ -214,6 +215,14 @@ def _reads(plan: Plan) -> str:
     if not plan.looked_at_bytes:
         return found
     return f"at least {found}: method.scope is model, so all task vectors are read before the first is merged"
+
+
+def _written(plan: Plan) -> str:
+    if not plan.recipe.output.is_selection:
+        return format_bytes(plan.bytes_out)
+    return (
+        f"at most about {format_bytes(selection_bytes(plan))} for {format_bytes(plan.bytes_out)} of weights,"
+    )
 
 
 def _output(plan: Plan) -> Iterator[Row]:

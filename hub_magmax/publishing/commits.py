@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, SELECTION_SUFFIX
 from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import PublishError
 from hub_magmax.hub import hub_api, is_passing, is_token_empty, retry, token_in_use
@@ -207,7 +207,7 @@ class Head:
 
 def holds_weights(path: str) -> bool:
     """Say whether a file of a repository is one of a model's weights, or belongs to those of an adapter."""
-    weights = "/" not in path and path.endswith((".safetensors", ".safetensors.index.json"))
+    weights = "/" not in path and path.endswith((".safetensors", ".safetensors.index.json", SELECTION_SUFFIX))
     return weights or path == ADAPTER_CONFIG_NAME
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME
-from hub_magmax.checkpoints.side_files import is_safe
+from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME, SELECTION_SUFFIX
+from hub_magmax.checkpoints.side_files import is_safe, is_side_file
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, is_of_another
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
@@ -92,7 +92,8 @@ def operations(contents: Mapping[str, Any], head: Head) -> list[Any]:
     """Return huggingface_hub's operations for a commit of files: paths, bytes, or operations, by name.
 
     Weights of an earlier push would be loaded beside, or instead of, the new ones, and are removed, with the
-    configuration of an adapter; so are its scores and its signature.
+    configuration of an adapter; so are its scores and its signature. Beside a selection no file stays that
+    belongs to weights.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -121,6 +122,17 @@ def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
 def _stale(contents: Mapping[str, Any], head: Head) -> list[str]:
     """Return the files of an earlier model that may not stay beside others."""
     rest = {*head.files} - contents.keys()
+    is_selection = any(name.endswith(SELECTION_SUFFIX) for name in contents)
     return sorted(
-        name for name in rest if holds_weights(name) or name in _OF_ONE_MODEL or is_of_another(name)
+        name
+        for name in rest
+        if holds_weights(name)
+        or name in _OF_ONE_MODEL
+        or is_of_another(name)
+        or (is_selection and _is_loaded(name))
     )
+
+
+def _is_loaded(path: str) -> bool:
+    """Say whether a file at the top is read to load a model, besides its weights."""
+    return "/" not in path and (path.endswith(".py") or is_side_file(path))

@@ -22,7 +22,7 @@ from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.norm_checks import norm_problems
 from hub_magmax.recipe.option_checks import missed_tasks, option_tasks
-from hub_magmax.recipe.output_checks import adapter_problems, output_problems
+from hub_magmax.recipe.output_checks import adapter_problems, output_problems, selection_problems
 from hub_magmax.recipe.own_base_checks import own_base_problems
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
@@ -332,6 +332,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     rule_problems: frozenset({"tensors", "method", "preference"}),
     layer_problems: frozenset({"tasks", "layers", "tensors", "output"}),
     output_problems: frozenset({"output"}),
+    selection_problems: frozenset({"output", "method", "compare", "evaluation"}),
     adapter_problems: frozenset({"output", "method", "compare", "token_rows", "tokenizer"}),
     _tokenizer_problems: frozenset({"tasks", "tokenizer"}),
     guard_problems: frozenset({"tasks", "evaluation"}),

@@ -1,4 +1,4 @@
-"""Checks of a recipe's output: where it goes, and what an adapter cannot hold."""
+"""Checks of a recipe's output: where it goes, and what an adapter or a selection cannot hold."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from hub_magmax.errors import KeyPath, Problem, RecipeError
 from hub_magmax.recipe.problems import conflict
 from hub_magmax.recipe.schema import Compare, Recipe
 from hub_magmax.recipe.values import AUTO
+
+#: Methods that take every element from one task.
+SELECTING = ("tunable_magmax", "magmax", "random_mix")
 
 
 def output_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -26,11 +29,7 @@ def adapter_problems(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.output.is_adapter:
         return
     yield from _token_problems(recipe)
-    used: dict[KeyPath, str] = {("method", "name"): recipe.method.name}
-    if recipe.compare is not None or recipe.method.name == AUTO:
-        tried = (recipe.compare or Compare()).tried_methods
-        used |= {("compare", "methods", index): method.name for index, method in enumerate(tried)}
-    for path, name in used.items() if recipe.output.rank is None else ():
+    for path, name in _used_methods(recipe).items() if recipe.output.rank is None else ():
         if name != AUTO and not _gives_products(name):
             yield conflict(
                 path,
@@ -39,6 +38,32 @@ def adapter_problems(recipe: Recipe) -> Iterator[Problem]:
                 "adapters too; every method gives one of a bound rank, output.rank: 16, and "
                 "output.format: weights takes every method",
             )
+
+
+def selection_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what cannot be written as a selection, where the recipe asks for one."""
+    if not recipe.output.is_selection:
+        return
+    if not recipe.output.keep:
+        text = "a selection is made in a folder"
+        yield conflict(("output", "keep"), text, "leave it out, or output.format: weights")
+    if recipe.evaluation is not None:
+        text = "a selection holds no weights that could be scored"
+        yield conflict(("evaluation",), text, "leave it out, or output.format: weights")
+    for path, name in _used_methods(recipe).items():
+        if name != AUTO and name not in SELECTING:
+            text = f"{name} does not take every element from one task, so what it gives is no selection"
+            hint = f"{', '.join(SELECTING)} do; output.format: weights takes every method"
+            yield conflict(path, text, hint)
+
+
+def _used_methods(recipe: Recipe) -> dict[KeyPath, str]:
+    """Return the names of the method and of those that are compared, by their place in the recipe."""
+    used: dict[KeyPath, str] = {("method", "name"): recipe.method.name}
+    if recipe.compare is not None or recipe.method.name == AUTO:
+        tried = (recipe.compare or Compare()).tried_methods
+        used |= {("compare", "methods", index): method.name for index, method in enumerate(tried)}
+    return used
 
 
 def _token_problems(recipe: Recipe) -> Iterator[Problem]:

@@ -240,18 +240,15 @@ class Sweep(Spec):
 class Output(Spec):
     """Destination and form of the merged model.
 
-    `format: adapter` writes LoRA adapters merged by a linear method, or one of whole matrices, as one; by
-    default whole weights. `rank` is the most that its layers have, by default the sum of the tasks' ranks.
-    `memory` is what a process of the merge may take at most; by default as much as is fastest. `device` is
-    where torch merges; by default the fastest backend on the CPU does.
-    Without `keep` it goes to the Hub file by file while it is merged, and no folder is made; where it is
-    scored or signed first, the folder is removed after the push. `files_from` is `base_model` or the task
-    whose config, tokenizer and processor are copied. `license`, `language` and `datasets` (what the sources
-    were trained on) are for the card.
+    `format: adapter` writes LoRA adapters merged by a linear method, or one of whole matrices, as one, and
+    `selection` which task each element is from. `rank` is the most that an adapter's layers have, by default
+    the sum of the tasks'. `memory` is what a process may take at most, `device` where torch merges. Without
+    `keep` the model goes to the Hub, and no folder stays. `files_from` is `base_model` or the task whose
+    config, tokenizer and processor are copied. `license`, `language` and `datasets` are for the card.
     """
 
     path: Place = "merged"
-    format: Literal["weights", "adapter"] | None = None
+    format: Literal["weights", "adapter", "selection"] | None = None
     rank: Annotated[int, Field(ge=1)] | None = None
     dtype: Literal["auto", "float64", "float32", "float16", "bfloat16"] = "auto"
     shard_size: Size = 5 * 10**9
@@ -268,6 +265,10 @@ class Output(Spec):
     @property
     def is_adapter(self) -> bool:
         return self.format == "adapter"
+
+    @property
+    def is_selection(self) -> bool:
+        return self.format == "selection"
 
 
 class Site(Spec):

@@ -118,7 +118,7 @@ def render_card(
     is_copied = bool(lock.layers) and not report.elements_merged
     facts = {
         "title": model_name(named),
-        "model_line": model_line(kind, report, is_adapter=recipe.output.is_adapter),
+        "model_line": model_line(kind, report, form=recipe.output.format),
         "made_line": made_line(lock, shares, ignored=not method.uses_preference, is_copied=is_copied),
         "result_line": result_line(scores, lock),
         "recipe": recipe,
@@ -145,11 +145,12 @@ def render_card(
 
 
 def _kind(recipe: Recipe, lock: Lock, scores: Scores | None, beside: Beside) -> ModelKind:
-    """Return the kind of the model; an adapter is of that of its base model."""
+    """Return the kind of the model: of an adapter its base model's, of a selection that of its weights."""
     evaluated = scores.pipeline_tag if scores else ""
     if recipe.output.is_adapter:
         return kind_of(locked_files(lock.base_model), evaluated)
-    return kind_of(beside.files or locked_files(lock.sources[recipe.output.files_from]), evaluated)
+    files = None if recipe.output.is_selection else beside.files  # beside which no model lies
+    return kind_of(files or locked_files(lock.sources[recipe.output.files_from]), evaluated)
 
 
 def _published(

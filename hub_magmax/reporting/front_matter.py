@@ -63,8 +63,8 @@ def front_matter(
         base_model_relation=("adapter" if recipe.output.is_adapter else "merge") if base_models else None,
         language=_said(recipe.output.language, [s.languages for s in lock.every_source.values()], Language),
         datasets=_said(recipe.output.datasets, [s.datasets for s in lock.every_source.values()], DatasetId),
-        library_name="peft" if recipe.output.is_adapter else kind.library or None,
-        pipeline_tag=kind.task or None,
+        library_name=_library(recipe, kind),
+        pipeline_tag=(kind.task or None) if not recipe.output.is_selection else None,
         license=license_.id,
         license_name=license_.name,
         license_link=f"{constants.ENDPOINT}/{repo_id}#licence" if license_.name and repo_id else None,
@@ -72,6 +72,13 @@ def front_matter(
         eval_results=results or None,
         model_name=model_name(recipe) if results else None,
     ).to_yaml()
+
+
+def _library(recipe: Recipe, kind: ModelKind) -> str | None:
+    """Return the library that opens what is published; no library opens a selection."""
+    if recipe.output.is_selection:
+        return None
+    return "peft" if recipe.output.is_adapter else kind.library or None
 
 
 def _said(own: Sequence[str] | None, stated: Sequence[Sequence[str] | None], kind: Any) -> list[str] | None:

@@ -36,9 +36,13 @@ _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat
 Quote = Callable[[str], str]
 
 
-def model_line(kind: ModelKind, report: MergeReport, *, is_adapter: bool) -> Markdown:
-    """Return class, task, size and dtypes of a model as one line."""
-    what = "LoRA adapter" if is_adapter else "model"
+#: Forms of a model that are no weights.
+_FORMS = {"adapter": "LoRA adapter", "selection": "selection, without weights, of a model"}
+
+
+def model_line(kind: ModelKind, report: MergeReport, *, form: str | None) -> Markdown:
+    """Return class, task, size and dtypes of a model as one line; `form` is the recipe's `output.format`."""
+    what = _FORMS.get(form or "", "model")
     task = kind.task.replace("-", " ").replace("zero shot", "zero-shot")
     named = f"A {what} for {task}" if task else f"A {what}"
     facts: list[str] = [code(kind.model_class)] if kind.model_class else []

@@ -43,6 +43,8 @@ def loading(recipe: Recipe, lock: Lock, kind: ModelKind, files: Sequence[str]) -
         files: Of weights.
     """
     name = valid_repo_id(recipe.output.push_to_hub)
+    if recipe.output.is_selection:
+        return _applying(name or one_line(recipe.output.path))
     if not kind.library:
         return _tensors(name, one_line(recipe.output.path), files)
     place = json.dumps(name or one_line(recipe.output.path))
@@ -122,6 +124,16 @@ def _running(kind: ModelKind) -> tuple[str, ...]:
 def _prepared(kind: ModelKind, arguments: str) -> list[str]:
     variable = "tokenizer" if kind.inputs == "AutoTokenizer" else "processor"
     return [f"{variable} = {kind.inputs}.from_pretrained({arguments})"] if kind.inputs else []
+
+
+def _applying(place: str) -> str:
+    lines = [
+        "import hub_magmax as hm",
+        "",
+        "# This folder holds no weights: they are made of the checkpoints that are named below.",
+        f'hm.apply({json.dumps(place)}, "weights")',
+    ]
+    return "\n".join(lines)
 
 
 def _adapter(lock: Lock, kind: ModelKind, place: str) -> str:

@@ -80,6 +80,8 @@ def open_output(plan: Plan, folder: Path, cache: SourceCache | None = None) -> d
     """
     if plan.recipe.output.is_adapter:
         return _not_tried("an adapter is opened with its base model")
+    if plan.recipe.output.is_selection:
+        return _not_tried("a selection holds no weights")
     try:
         written, single_name = _written(plan, folder), _single_name(plan)
         asked = ("opened", single_name, digest([written, _files_beside(folder)]))

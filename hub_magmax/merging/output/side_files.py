@@ -107,7 +107,15 @@ def _copy_files(plan: Plan, source: TensorSource, locked: LockedSource, folder: 
 
 
 def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
-    """Write the index, the files that a model needs besides weights, recipe and lock."""
+    """Write recipe and lock and, beside weights, what loaders read."""
+    if not plan.recipe.output.is_selection:  # which holds no weights, and must not look as if it did
+        _write_for_loaders(plan, sources, folder)
+    write_text(folder / RECIPE_NAME, plan.recipe.portable.to_yaml())
+    write_text(folder / LOCK_NAME, plan.lock.to_json())
+
+
+def _write_for_loaders(plan: Plan, sources: Mapping[str, TensorSource], folder: Path) -> None:
+    """Write the index, and the files that a model needs besides weights."""
     files_from = plan.recipe.output.files_from
     source, locked = sources[files_from], plan.lock.sources[files_from]
     _copy_files(plan, source, locked, folder)
@@ -118,5 +126,3 @@ def _write_side_files(plan: Plan, sources: Mapping[str, TensorSource], folder: P
         write_text(folder / plan.index_name, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
     if plan.ranks:
         write_text(folder / ADAPTER_CONFIG_NAME, adapter_config(plan, sources))
-    write_text(folder / RECIPE_NAME, plan.recipe.portable.to_yaml())
-    write_text(folder / LOCK_NAME, plan.lock.to_json())

@@ -1,0 +1,1 @@
+"""Selections: files that say which task each element is taken from, in place of the weights."""

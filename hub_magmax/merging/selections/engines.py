@@ -1,0 +1,130 @@
+"""Engines of selections: one writes choices in place of weights, the other makes weights of choices again."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hub_magmax.checkpoints.storage.local import LocalSource
+from hub_magmax.files import os_errors
+from hub_magmax.kernels.chunk import RawChunk
+from hub_magmax.kernels.ops import CHOSEN
+from hub_magmax.merging.combine import merged_chunks
+from hub_magmax.merging.engine import Engine
+from hub_magmax.merging.making import FileInMaking, Steps, starting_order
+from hub_magmax.merging.output.header import metadata_of
+from hub_magmax.merging.output.report import ShardRecord
+from hub_magmax.merging.output.shard import ShardFile
+from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
+from hub_magmax.merging.selections.choices import are_open, choices, values_by_task
+from hub_magmax.merging.selections.files import (
+    BLOCK_ELEMENTS,
+    Blocks,
+    CodedTensor,
+    StoredSelection,
+    write_selection,
+)
+from hub_magmax.methods import Rule
+from hub_magmax.planning.plan import Plan, Shard, TensorJob
+
+
+def engine_of(plan: Plan) -> type[Engine]:
+    """Return what carries out a plan."""
+    if plan.recipe.output.is_selection:
+        return SelectingEngine
+    return Engine if plan.selection is None else ApplyingEngine
+
+
+class SelectingEngine(Engine):
+    """Makes files of choices: tensors are merged as `Engine` does; where each value is from is written."""
+
+    def begin(self, shard: Shard, unfinished: ExitStack) -> FileInMaking:
+        """Open a file; its header and its codes are written when all tensors are merged."""
+        path = self.place.folder / shard.file
+        with os_errors(path):
+            file = ShardFile(path)
+            unfinished.callback(file.abandon)
+            blocks = Blocks(self.place.folder)
+            unfinished.callback(blocks.close)
+        coded = {job.name: CodedTensor(blocks) for job in shard.jobs}
+
+        def steps(job: Any) -> Steps:
+            return self._select(job, coded[job.name], path)
+
+        def finish(tallies: Iterable[Tally]) -> ShardRecord:
+            counted = [*tallies]
+            with os_errors(path), self.clock.spend("store"):
+                write_selection(file, coded, {"hub_magmax": metadata_of(self.plan)["hub_magmax"]})
+                blocks.close()
+                return record_of(shard.file, file, counted)
+
+        order = starting_order(shard.jobs, in_order=self.workers.in_order)
+        return FileInMaking(shard.jobs, order, steps, self.clock, finish)
+
+    def _select(self, job: TensorJob, coded: CodedTensor, path: Path) -> Steps:
+        """Merge one tensor, and code where its values are from; pause where `Engine.merge` does."""
+        tally = Tally(len(self.plan.lock.tasks))
+        values, chunks = self.plan.values_of(job.tensor), self.chunks(job, self.reader)
+        rule = self.known_rule(job, values) or self.rule(chunks, job.shape, values)
+        tally.add(rule)
+        for chunk in chunks.last_pass(BLOCK_ELEMENTS):
+            chunk.stored  # noqa: B018, read now: compiled loops would read the files for each task
+            inputs = rule.of_chunk(chunk.start, chunk)
+            merged = self.backend.merge(rule.op, chunk, inputs, job.dtype, values.scaling)
+            chunks.check(merged.probe, chunk, merged.values)
+            tally.count(merged.counts)
+            found = choices(values_by_task(chunk, self.plan, job, self.backend), merged.values.bits)
+            with self.clock.spend("write"), os_errors(path):
+                coded.add(*found, merged.values)
+            self.advance(len(merged.values.content))
+            del merged, found, inputs  # which would be held while other sites merge the chunk
+            if chunks.shared is not None:
+                yield
+        if self.is_unchanged(job):
+            tally.set_apart()
+        return tally
+
+
+class ApplyingEngine(Engine):
+    """Makes weights again: every element is taken from the task that a stored selection names.
+
+    The values of each tensor are compared with those of the merge by their sha256.
+    """
+
+    surveys = False
+
+    def __init__(self, plan: Plan, *others: Any) -> None:
+        super().__init__(plan, *others)
+        assert plan.selection is not None
+        self._selection = StoredSelection.of(LocalSource(*plan.selection))
+
+    def units(self, shard: Shard) -> Sequence[TensorJob]:
+        """Return what is made at a time: a tensor, since each has choices of its own."""
+        return shard.jobs
+
+    def merge(self, job: TensorJob, tally: Tally, slot: TensorWriter) -> Generator[None]:
+        """Write one tensor of chosen elements; which task each is from is not counted.
+
+        Raises:
+            LockError: If the selection does not fit the checkpoints.
+            CheckpointError: If it lacks the tensor.
+        """
+        values, chunks = self.plan.values_of(job.tensor), self.chunks(job, self.reader)
+        stored, digest = self._selection.choices(job.tensor), sha256()
+
+        def chosen(start: int, chunk: RawChunk) -> tuple[np.ndarray]:
+            is_open = are_open(values_by_task(chunk, self.plan, job, self.backend))
+            return (stored.next(is_open, len(self.plan.lock.tasks)),)
+
+        rule = Rule(CHOSEN, per_chunk=chosen, multiple_of=BLOCK_ELEMENTS)
+        for start, merged in merged_chunks(chunks, rule, job.dtype, values.scaling):
+            digest.update(merged.values.content)
+            slot.write(start, merged.values)
+            if chunks.shared is not None:
+                yield
+        stored.finish(digest.hexdigest())
