@@ -70,7 +70,7 @@ def _methods(result: Result) -> str:
         ]
         for row in result["rows"]
     ]
-    return _section(
+    return section(
         result,
         f"500 MB shards: {result['bytes_in'] / 1e9:.1f} GB in, {result['bytes_out'] / 1e9:.2f} GB out. "
         f"`import torch`: {result['import_torch_seconds']:.1f} s. Floor: "
@@ -99,7 +99,7 @@ def _matrices(result: Result) -> str:
         f"adapters of rank {result['rank']}, merged to an adapter" if result["rank"] else "whole checkpoints"
     )
     titles = ["method", "s", "processor: s", "peak memory, MB", "stated by `plan`, MB"]
-    return _section(result, f"{result['tasks']} {kind}.", titles, rows)
+    return section(result, f"{result['tasks']} {kind}.", titles, rows)
 
 
 def _sites(result: Result) -> str:
@@ -116,7 +116,7 @@ def _sites(result: Result) -> str:
     ]
     titles = ["method", "together: s", "times the floor", "alone: s", "together: MB", "alone: MB"]
     facts = f"{result['sites']} sites. Floor: {result['floor_seconds']:.1f} s."
-    return _section(result, facts, titles, rows)
+    return section(result, facts, titles, rows)
 
 
 def _peers(result: Result) -> str:
@@ -133,7 +133,7 @@ def _peers(result: Result) -> str:
         for row in result["rows"]
     ]
     found = result["average_and_linear"]
-    return _section(
+    return section(
         result,
         f"{result['peer']}, `{result['peer_command']}`. `average` and `linear` differ in "
         f"{100 * found['different_share']:.2g}% of the elements, by {found['most_steps']:.1f} steps of "
@@ -159,7 +159,7 @@ def _processes(result: Result) -> str:
         ]
         for row in result["rows"]
     ]
-    return _section(
+    return section(
         result,
         f"{result['shard_size'].removesuffix('MB')} MB shards.",
         [
@@ -197,7 +197,7 @@ def _in_memory(result: Result) -> str:
     *others, (label, latest) = columns
     said = [f"Before: {_busy(one)} {one['machine']}. `{one['command']}`\n\n" for _, one in others]
     facts = "".join([*said, f"{label.title()}: {_busy(latest)}"])
-    return _section({**result, **latest}, facts, ["method", *titles], rows)
+    return section({**result, **latest}, facts, ["method", *titles], rows)
 
 
 def _busy(column: Result) -> str:
@@ -232,14 +232,14 @@ def _versus(result: Result) -> str:
     other = ", ".join(row["method"] for row in result["rows"] if not row["same_weights"])
     weights = f"Weights differ in: {other}." if other else "Weights are the same, by sha256."
     facts = f"Before: {result['before']}; after: {result['after']}. {weights}"
-    return _section(result, facts, titles, rows)
+    return section(result, facts, titles, rows)
 
 
 def _percent(after: float, before: float) -> str:
     return f"{100 * (after / before - 1):+.1f}%"
 
 
-def _section(result: Result, facts: str, titles: list[str], rows: list[list[Any]]) -> str:
+def section(result: Result, facts: str, titles: list[str], rows: list[list[Any]]) -> str:
     """Return a heading, what was measured, and a table."""
     model = f"{result['model']}, {result['parameters'] / 1e9:.2f}B parameters in {result['dtype']}"
     if result.get("deviation"):

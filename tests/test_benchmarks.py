@@ -15,6 +15,7 @@ from benchmarks import (
     processes,
     run,
     selecting,
+    selections,
     sites,
     timing,
     versus,
@@ -72,6 +73,24 @@ def test_many_sites_are_measured(tiny, tmp_path):
     result = sites.measure(tmp_path, tiny)
     assert result["rows"][0]["ratio"] == result["rows"][0]["seconds"] / result["floor_seconds"]
     assert "2 sites. Floor: " in performance.page({"sites": {"30m": result}})
+
+
+@pytest.mark.slow
+def test_selections_are_measured_beside_whole_weights(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(selections, "NUM_TASKS", 2)
+    tiny.only = ["magmax"]
+    result = selections.measure(tmp_path, tiny)
+    (row,) = result["rows"]
+    assert row["same_weights"]
+    assert row["bits"] < 2
+    page = selections.page("# Selections\n\n## Size and time\n\nold\n", {"30m": result})
+    assert page.startswith("# Selections\n\n## Size and time\n\nWritten by")
+    assert "| magmax | uniform |" in page and "old" not in page
+
+
+def test_the_page_of_selections_has_the_stored_results():
+    if results := selections.load():
+        assert selections.PAGE.read_text() == selections.page(selections.PAGE.read_text(), results)
 
 
 @pytest.mark.slow
