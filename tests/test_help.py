@@ -46,7 +46,7 @@ def test_help_of_a_verb_fits_a_screen_and_has_an_example(verb):
 def test_list_of_verbs_says_in_whole_sentences_what_they_do():
     lines = help_of().splitlines()
     assert max(map(len, lines)) <= 80
-    assert len(lines) <= 40
+    assert len(lines) <= 45  # a line for each verb
     assert [line for line in lines[1:] if line.endswith("...")] == []
 
 
