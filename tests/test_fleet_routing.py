@@ -15,6 +15,7 @@ from safetensors.numpy import load, save
 from transformers import BertConfig, BertForSequenceClassification, ViTForImageClassification
 
 import hub_magmax as hm
+from benchmarks.routing import RESULTS, section
 from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME
 from hub_magmax.errors import (
     ArgumentError,
@@ -289,6 +290,15 @@ def test_arrays_that_are_no_verifier_are_refused():
     for values in broken.values():
         with pytest.raises(EvaluationError, match="not the arrays"):
             Verifier.from_arrays(values, "here")
+
+
+# The page
+
+
+def test_the_page_is_written_from_the_stored_results():
+    found = section(json.loads(RESULTS.read_text()))
+    page = (ROOT / "docs" / "routing.md").read_text("utf-8")
+    assert f"<!-- measured -->\n{found}<!-- /measured -->" in page, "python -m benchmarks.routing --render"
 
 
 # Models
