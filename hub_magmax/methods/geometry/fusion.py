@@ -7,19 +7,23 @@ from hub_magmax.methods.registry import merge_method, preferred
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+    from jaxtyping import Float64, UInt64
     from torch import Tensor
 
 #: Elements of rows that are worked on at a time.
 _AT_ONCE = 2**18
 #: Added to probabilities, as in mergekit.
 _EPSILON = 1e-8
+#: Bits of quartiles that a pass over a tensor finds; the sign of a number of 64 bits.
+_DIGIT, _SIGN = 16, -(2**63)
 
 
 @merge_method(
     "arcee_fusion",
     source="Arcee, mergekit",
     form="tensor",
-    held_bytes=24,
+    held_bytes=4,
     uses=preferred,
     in_comparison=(),
     is_portable=False,
@@ -39,40 +43,75 @@ def arcee_fusion(task_vectors: "Tensor", *, base: "Tensor", preference: tuple[fl
     merged = torch.zeros_like(base)
     for vector, weight in zip(task_vectors, preference, strict=True):
         if weight:
-            importance = _importance(vector, base)
-            is_kept = importance >= _threshold(importance)
-            merged += torch.where(is_kept.view(vector.shape), vector, 0.0) * weight
+            width = vector.shape[-1] if vector.ndim else 1
+            rows, below, out = (values.reshape(-1, width) for values in (vector, base, merged))
+            divergences = _divergences(rows, below)
+            least = _threshold(rows, divergences)
+            for some, divergence, kept in _some_rows(rows, divergences, out.view(-1, width)):
+                kept.add_(torch.where(_importance(some, divergence) >= least, some, 0.0) * weight)
     return merged
 
 
-def _importance(vector: "Tensor", base: "Tensor") -> "Tensor":
-    """Return the importance of each element, flat, in float64."""
+def _divergences(rows: "Tensor", below: "Tensor") -> "Tensor":
+    """Return the divergence of each row, in float64, in a column."""
     import torch
 
-    found = torch.empty(vector.numel(), dtype=torch.float64)
-    width = vector.shape[-1] if vector.ndim else 1
-    for rows, below, out in _some_rows(
-        vector.reshape(-1, width), base.reshape(-1, width), found.view(-1, width)
-    ):
-        moved, start = rows.double(), below.double()
-        after = torch.softmax(start + moved, dim=-1) + _EPSILON
-        before = torch.softmax(start, dim=-1) + _EPSILON
-        divergence = (after * torch.log(after / before)).sum(dim=-1, keepdim=True)
-        out.copy_(moved.abs() * divergence)
+    found = torch.empty(len(rows), 1, dtype=torch.float64)
+    for some, before, out in _some_rows(rows, below, found):
+        start = before.double()
+        after = torch.softmax(start + some.double(), dim=-1) + _EPSILON
+        unmoved = torch.softmax(start, dim=-1) + _EPSILON
+        out.copy_((after * torch.log(after / unmoved)).sum(dim=-1, keepdim=True))
     return found
 
 
-def _some_rows(*matrices: "Tensor") -> "Iterator[tuple[Tensor, ...]]":
-    """Yield the same rows of matrices of one shape, some at a time."""
-    num_rows = max(1, _AT_ONCE // matrices[0].shape[1])
-    yield from zip(*(matrix.split(num_rows) for matrix in matrices), strict=True)
+def _importance(rows: "Tensor", divergences: "Tensor") -> "Tensor":
+    return rows.double().abs() * divergences
 
 
-def _threshold(importance: "Tensor") -> float:
-    """Return the least importance that is kept."""
+def _some_rows(matrix: "Tensor", *others: "Tensor") -> "Iterator[tuple[Tensor, ...]]":
+    """Yield the same rows of matrices, some at a time."""
+    num_rows = max(1, _AT_ONCE // matrix.shape[1])
+    yield from zip(*(each.split(num_rows) for each in (matrix, *others)), strict=True)
+
+
+def _threshold(rows: "Tensor", divergences: "Tensor") -> float:
+    """Return the least importance that is kept, by quartiles that are found bit by bit.
+
+    Importances are computed anew for every sixteen bits of the quartiles, so that none are held.
+    """
     import numpy as np
 
-    places = [(len(importance) - 1) * quarter // 4 for quarter in (1, 2, 3)]
-    first, median, third = np.partition(importance.numpy(), places)[places].tolist()
+    places = [(rows.numel() - 1) * quarter // 4 for quarter in (1, 2, 3)]
+    found = [0, 0, 0]
+    for shift in range(64 - _DIGIT, -1, -_DIGIT):
+        counts = {leading: np.zeros(1 << _DIGIT, np.int64) for leading in found}
+        for some, divergence in _some_rows(rows, divergences):
+            digits = _sortable(_importance(some, divergence)) >> np.uint64(shift)
+            upper, last = digits >> np.uint64(_DIGIT), digits & np.uint64((1 << _DIGIT) - 1)
+            for one, own in counts.items():
+                np.add(own, np.bincount(last[upper == one].view(np.int64), minlength=len(own)), out=own)
+        ends = {leading: own.cumsum() for leading, own in counts.items()}
+        for quartile, leading in enumerate(found):
+            digit = int(np.searchsorted(ends[leading], places[quartile], side="right"))
+            places[quartile] -= int(ends[leading][digit - 1]) if digit else 0
+            found[quartile] = leading << _DIGIT | digit
+    first, median, third = _from_sortable(np.array(found, np.uint64)).tolist()
     threshold: float = median + 1.5 * (third - first)
     return threshold
+
+
+def _sortable(values: "Tensor") -> "UInt64[np.ndarray, ' elements']":
+    """Return integers without a sign that sort like numbers."""
+    import numpy as np
+
+    bits = values.numpy().reshape(-1).view(np.int64)
+    return (bits ^ (bits >> 63 | _SIGN)).view(np.uint64)
+
+
+def _from_sortable(values: "UInt64[np.ndarray, ' elements']") -> "Float64[np.ndarray, ' elements']":
+    """Return the numbers that `_sortable` was given."""
+    import numpy as np
+
+    bits = values.view(np.int64)
+    return (bits ^ (~bits >> 63 | _SIGN)).view(np.float64)
