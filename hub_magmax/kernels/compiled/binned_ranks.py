@@ -196,7 +196,7 @@ def _sort_others(length, number, crowd, room):
             entry, at = room.sorted[k], k
             while at >= step and room.sorted[at - step] > entry:
                 room.sorted[at] = room.sorted[at - step]
-                at -= step
+                at -= step  # type: ignore[assignment]
             room.sorted[at] = entry
         step //= 3
 
