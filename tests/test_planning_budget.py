@@ -41,7 +41,7 @@ from hub_magmax.planning.process_memory import (
     runtime_bytes,
 )
 from hub_magmax.planning.summary import describe
-from hub_magmax.recipe.loading import load_recipe, updated
+from hub_magmax.recipe.loading import load_recipe, site_recipe, updated
 from hub_magmax.registry import METHODS
 from tests.families import accepted, recipe_values, write_checkpoint, write_recipe
 from tests.test_checkpoints_adapter import write_adapter
@@ -304,6 +304,38 @@ def test_a_plan_states_what_its_merge_takes_within_a_quarter(case, families, tmp
         merge(made, tmp_path / "first", backend=Compiled())
     for stated, taken in measured(MEASURE, tmp_path / "recipe.yaml"):
         assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
+
+
+#: The same for twelve sites.
+OF_SITES = """
+import json, sys
+from dataclasses import replace
+from hub_magmax import load_recipe, lock, plan
+from hub_magmax.merging.sites import merge_sites
+from hub_magmax.planning.memory_rows import sites_memory_bytes
+from hub_magmax.recipe.loading import site_recipes
+
+plans = {}
+for site, recipe in site_recipes(load_recipe(sys.argv[1])).items():
+    made = plan(recipe, lock(recipe))
+    plans[site] = replace(made, in_spite_of=tuple(finding.name for finding in made.findings))
+stated = sites_memory_bytes([*plans.values()])
+taken = [report.peak_memory_bytes for report in merge_sites(plans).values()]
+print(json.dumps([[stated], [max(taken)]]))
+"""
+
+
+@pytest.mark.parametrize("case", ["average", "top-n"])
+def test_plans_of_sites_state_what_their_merges_take_within_a_quarter(case, families, tmp_path):
+    name, method = CASES[case]
+    values = {"tasks": [{"name": n, "model": str(families / name / n)} for n in "abc"], "method": method}
+    sites = {f"s{n}": {"preference": {"geometric": {"ratio": 0.5 + n / 20}}} for n in range(12)}
+    values |= {"base_model": str(families / name / "base"), "output": {"path": "merged"}, "sites": sites}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    first = site_recipe(load_recipe(tmp_path / "recipe.yaml"), "s0")
+    merge(accepted(plan(first)), tmp_path / "first", backend=Compiled())  # what is compiled once
+    ((stated, taken),) = measured(OF_SITES, tmp_path / "recipe.yaml")
+    assert 0.8 <= stated / taken <= 1.25, f"{stated / 1e6:.0f} MB stated, {taken / 1e6:.0f} taken"
 
 
 def test_a_large_tensor_that_no_adapter_changes_takes_no_survey(tmp_path):

@@ -151,6 +151,7 @@ def plan_all(
         to: Where models go, for a rehearsal: whatever could fail late is looked at.
     """
     from hub_magmax.planning.findings.finding import faults_left
+    from hub_magmax.planning.memory_rows import sites_memory_bytes
     from hub_magmax.planning.summary import describe, lacks_columns
 
     plans = _plans(sites, in_spite_of)
@@ -162,7 +163,7 @@ def plan_all(
     unscored = [site for site, found in described.items() if lacks_columns(found)]
     lines += [f"{site}: its examples could not be scored: see `plan --site {site}`" for site in unscored]
     read = max((described[site]["bytes_in"] for site in missing), default=0)
-    memory = max((described[site]["peak_memory_bytes"] for site in missing), default=0)
+    memory = sites_memory_bytes([*missing.values()])
     written = sum(described[site]["bytes_out"] for site in missing)
     lines.append(
         f"reads {format_bytes(read)}, once for {number_of(len(missing), 'site')}; "
@@ -171,6 +172,7 @@ def plan_all(
     failed = _rehearsed(missing, to) if to is not None else []
     lines += failed or ([] if to is None else ["all checks passed"])
     values = {"sites": described, "bytes_in": read, "bytes_out": written, "failed_checks": failed}
+    values["peak_memory_bytes"] = memory
     return Answer(values, "\n".join(lines), exit_code=ERROR if refused or unscored or failed else 0)
 
 

@@ -148,8 +148,12 @@ def _begin(
     own = [plans[name] for name in places]
     budgets = [budget_of(plan, threads_of(plan)) for plan in own]
     least = min(budgets, key=lambda one: (one.num_threads, one.chunk_elements))
-    is_remote = any(plan.num_remote for plan in own)
-    workers = Workers(least, in_order=is_remote, num_sites=len(own))
+    workers = Workers(
+        least,
+        in_order=any(plan.num_remote for plan in own),
+        num_sites=len(own),
+        is_limited=any(plan.recipe.output.memory is not None for plan in own),
+    )
     sites: dict[str, _Site] = {}
     for name, place in places.items():
         plan = plans[name]

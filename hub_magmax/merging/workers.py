@@ -23,16 +23,19 @@ class Workers:
         makers: Make tensors.
         reader: Reads ahead, if what is read comes in order.
         memory, merged_memory: For what is read, and for what is merged.
-        shared: The last chunk of each thread, where several merges read the same files.
+        shared: The last chunk of each thread, where several merges read files and memory is not limited.
         progress_lock: Lets one thread at a time tell of progress.
     """
 
-    def __init__(self, budget: Budget, *, in_order: bool, num_sites: int = 1) -> None:
+    def __init__(
+        self, budget: Budget, *, in_order: bool, num_sites: int = 1, is_limited: bool = False
+    ) -> None:
         self.budget, self.in_order, self.num_sites = budget, in_order, num_sites
         self.makers = ThreadPoolExecutor(budget.num_threads)
         self.reader = ThreadPoolExecutor(1) if in_order else None
         self.memory, self.merged_memory = ChunkMemory(), RowMemory()
-        self.shared = SharedChunk() if num_sites > 1 and not in_order else None
+        is_shared = num_sites > 1 and not in_order and not is_limited
+        self.shared = SharedChunk() if is_shared else None
         self.progress_lock = Lock()
 
     def close(self) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hub_magmax.evaluation.needs import LOADED_BYTES, LOADED_FILES, Needs
 from hub_magmax.kernels.dispatch import compiles_first, is_fused
-from hub_magmax.planning.budget import peak_memory_bytes, threads_of
+from hub_magmax.planning.budget import budget_of, peak_memory_bytes, threads_of
 from hub_magmax.planning.plan import Plan
 from hub_magmax.planning.process_memory import COMPILING_BYTES, COMPILING_FILES
 from hub_magmax.text import format_bytes
+
+#: Bytes of a site's plan, open files and records, measured with 20 tensors.
+PER_SITE_BYTES = 500_000
 
 #: Bytes of a process's own, and with files that it maps.
 Memory = tuple[int, int]
@@ -20,6 +23,25 @@ def merge_memory(plan: Plan) -> Memory:
     compiles = compiles_first(_num_elements(plan), plan.recipe.output.device)
     own, resident = peak_memory_bytes(plan), peak_memory_bytes(plan, with_files=True)
     return own - compiles * COMPILING_BYTES, resident - compiles * (COMPILING_BYTES + COMPILING_FILES)
+
+
+def sites_memory_bytes(plans: Sequence[Plan]) -> int:
+    """Return about what merges for several sites take side by side, whose loops were compiled earlier.
+
+    Each thread works for one site at a time, so what a method holds is that of one merge. A chunk of files on
+    this machine is in memory, as stored, for all sites.
+    """
+    most = max((merge_memory(plan)[0] for plan in plans), default=0)
+    return most + PER_SITE_BYTES * len(plans) + max(map(_shared_bytes, plans), default=0) * (len(plans) > 1)
+
+
+def _shared_bytes(plan: Plan) -> int:
+    """Return what the chunks of all threads take as stored."""
+    if plan.num_remote or plan.recipe.output.memory is not None:
+        return 0
+    budget = budget_of(plan, threads_of(plan))
+    row_bytes = plan.stored_item_bytes * (len(plan.lock.tasks) + 1)
+    return budget.num_threads * budget.chunk_elements * row_bytes
 
 
 def run_memory(plan: Plan) -> Memory:
