@@ -42,6 +42,12 @@ def pytest_unconfigure() -> None:
     _home.cleanup()
 
 
+@pytest.fixture(scope="session")
+def shared_hub() -> LocalHub:
+    """The local Hub, for what is made once for many tests."""
+    return _hub
+
+
 @pytest.fixture
 def hub():
     """The local Hub, with an empty request log and no faults."""

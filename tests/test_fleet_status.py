@@ -22,22 +22,20 @@ from tests.test_cli import call
 _numbers = itertools.count()
 
 
-def merge_from_hub(folder, start):
+def merge_from_hub(hub, folder, start):
     """Merge a family whose checkpoints are on the Hub, under names with this start; return the folder."""
-    from tests.conftest import _hub
-
     write_family(folder, ("a", "b"))
     for name in ("base", "a", "b"):
-        _hub.add_repo(f"{start}-{name}", folder=folder / name)
+        hub.add_repo(f"{start}-{name}", folder=folder / name)
     tasks = [{"name": name, "model": f"{start}-{name}"} for name in "ab"]
     run(load_recipe(write_recipe(folder, base_model=f"{start}-base", tasks=tasks, method="average")))
     return folder / "merged"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, shared_hub):
     """A folder with a merged model, whose sources are on the Hub."""
-    return merge_from_hub(tmp_path_factory.mktemp("fleet"), "me/fleet")
+    return merge_from_hub(shared_hub, tmp_path_factory.mktemp("fleet"), "me/fleet")
 
 
 @pytest.fixture
@@ -96,7 +94,7 @@ def test_few_requests_and_no_weights(merged, org, hub):
 
 
 def test_source_that_moved_is_told_with_its_first_new_commit(org, hub, tmp_path):
-    push(merge_from_hub(tmp_path, "me/moving"), f"{org}/model")
+    push(merge_from_hub(hub, tmp_path, "me/moving"), f"{org}/model")
     assert fleet_status(f"{org}/model")[0].behind == ()
     hub.clock = lambda: 1_800_000_000.0
     hub.add_repo("me/moving-a", files={"README.md": b"1"})

@@ -296,6 +296,23 @@ def repository_of(model: str, revision: str | None) -> tuple[str, str | None]:
     return found.repo_id, revision or found.revision
 
 
+def followed_branch(written: str, commit: str) -> tuple[str, str | None] | None:
+    """Return the repository and the branch or tag that a name follows; None where nothing can move.
+
+    Args:
+        written: Name of a checkpoint in a recipe.
+        commit: What it was pinned to; empty for what is not on the Hub.
+    """
+    if not commit:
+        return None
+    try:
+        found = HubModel.parse(written, Path())
+    except RecipeError:
+        return None
+    is_commit = found.revision is not None and commit.startswith(found.revision)
+    return None if is_commit else (found.repo_id, found.revision)
+
+
 @contextmanager
 def taken_for_repository(written: str, folder: Path | None = None) -> Iterator[None]:
     """Add to errors about the Hub meanwhile which folder of that name there is, or where none was found.

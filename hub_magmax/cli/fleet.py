@@ -1,4 +1,4 @@
-"""Verbs for models in use: verify, apply, sign, history, rollback, canary."""
+"""Verbs for models in use: fleet, verify, apply, sign, history, rollback, canary."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from hub_magmax.fleet import MARGIN
 from hub_magmax.text import number_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from hub_magmax.evaluation.tables import Format
+    from hub_magmax.fleet.status import Status
 
 
 @verb
@@ -251,6 +254,7 @@ def fleet(target: str, page: Path | None, form: Format) -> Answer:
     from hub_magmax.fleet.status_page import render_page
     from hub_magmax.fleet.status_table import as_table, summary
 
+    as_file = None if page is None else str(page)
     if page is not None:
         check_files([page])
     found = fleet_status(target)
@@ -258,7 +262,12 @@ def fleet(target: str, page: Path | None, form: Format) -> Answer:
         write_text(page, render_page(found, target))
     table = as_table(found).write(form)
     text = f"{table}\n\n{summary(found)}" if form == "text" else table
-    has_gaps = any(status.problems for status in found)
-    code = REGRESSED if any(status.is_faulty for status in found) else ERROR if has_gaps else 0
-    values = {"models": [status.to_dict() for status in found], "page": str(page) if page else None}
-    return Answer(values, text if page is None else table_and([page], text, form), code)
+    values = {"models": [status.to_dict() for status in found], "page": as_file}
+    return Answer(values, text if page is None else table_and([page], text, form), _code_of(found))
+
+
+def _code_of(found: Sequence[Status]) -> int:
+    """Return the exit code for models: a fault that is known counts more than what is not known."""
+    if any(status.is_faulty for status in found):
+        return REGRESSED
+    return ERROR if any(status.problems for status in found) else 0

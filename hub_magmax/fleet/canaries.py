@@ -167,24 +167,24 @@ def canary(
     advice = _advice(repo_id, commit, pinned_label)
     found = Canary(label, pinned_label, measured.metric, margin, changes, measured.data, advice, commit or "")
     is_judged = against in (None, LAST_GOOD) or pinned_commit == commit
-    if commit is None or found.regressed or dry_run or not is_judged or is_offline():
+    return _tagged(found, repo_id, revision, report) if is_judged and not dry_run else found
+
+
+def _tagged(found: Canary, repo_id: str, revision: str | None, report: Report) -> Canary:
+    """Move the tag to what passed, if it is the default branch's head; add what the tag names then."""
+    if not found.commit or found.regressed or is_offline():
         return found
-    return replace(found, tag=_tagged(repo_id, commit, revision, report))
-
-
-def _tagged(repo_id: str, commit: str, revision: str | None, report: Report) -> str:
-    """Move the tag to a commit that passed, if it is the default branch's head; return what the tag names."""
-    before: str | None = None
+    commit, before = found.commit, None
     try:
         before = tagged_commit(repo_id)
         if commit == before or (revision is not None and commit != resolve_commit(repo_id, None)):
-            return before or ""
+            return replace(found, tag=before or "")
         move_tag(repo_id, commit, before)
     except (SourceError, PublishError) as error:
         report(f"the tag {LAST_GOOD} does not name {commit[:12]}, which passed: {error.what}")
-        return before or ""
+        return replace(found, tag=before or "")
     report(f"the tag {LAST_GOOD} names {commit[:12]} now")
-    return commit
+    return replace(found, tag=commit)
 
 
 def _advice(model: str, commit: str | None, pinned: str) -> str:

@@ -31,18 +31,23 @@ class Member:
 
     Attributes:
         name: As it is shown.
-        repo_id, revision: Of one on the Hub; the default branch if None.
+        repository, revision: Of one on the Hub; the default branch if None.
         folder: Of one on this machine.
         site: Name of the recipe's site.
         problem: Why there is no model to look at, as far as that is known.
     """
 
     name: str
-    repo_id: str = ""
+    repository: str = ""
     revision: str | None = None
     folder: Path | None = None
     site: str = ""
     problem: HubMagmaxError | None = None
+
+    @property
+    def key(self) -> str:
+        """What the journal of checks calls it, and what opens it: the repository, or the folder's path."""
+        return str(self.folder.absolute()) if self.folder is not None else self.repository
 
 
 def find_members(target: str) -> tuple[Member, ...]:
@@ -76,7 +81,7 @@ def find_members(target: str) -> tuple[Member, ...]:
     by_place: dict[Any, Member] = {}
     for member in found:
         place = member.name if member.problem else member.folder and member.folder.absolute()
-        by_place.setdefault((member.repo_id, member.revision, place), member)
+        by_place.setdefault((member.repository, member.revision, place), member)
     return tuple(by_place.values())
 
 

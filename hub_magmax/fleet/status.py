@@ -7,10 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hub_magmax.checkpoints.locations import HubModel
+from hub_magmax.checkpoints.locations import followed_branch
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import read_small_file, stored_lock
 from hub_magmax.checkpoints.source import FileSource
@@ -164,41 +163,45 @@ def _look(member: Member, checks: Sequence[Check]) -> Status:
 
 def _facts(member: Member, checks: Sequence[Check]) -> Iterator[dict[str, Any]]:
     """Yield facts about a model, by the names of `Status`, as far as they can be read."""
-    commit, is_as_pushed = "", False
-    if member.folder is None:
-        commits = list_commits(member.repo_id, member.revision)
-        ours = [number for number, found in enumerate(commits) if is_ours(found.title, found.message)]
-        commit, is_as_pushed = str(commits[0].commit_id), ours[:1] == [0]
-        yield {
-            "commit": commit,
-            "updated": commits[0].created_at.isoformat(timespec="seconds"),
-            "by_hand": tuple(str(found.title) for found in commits[: ours[0] if ours else 0]),
-            "tag": _tag(member.repo_id, commit, commits),
-        }
-    key = member.repo_id or str(member.folder and member.folder.absolute())
+    commits = [] if member.folder is not None else list_commits(member.repository, member.revision)
+    commit = str(commits[0].commit_id) if commits else ""
+    ours = [number for number, found in enumerate(commits) if is_ours(found.title, found.message)]
+    if commits:
+        yield _of_commits(member.repository, commits, commits[: ours[0] if ours else 0])
     yield {
-        "verified": latest(checks, "verify", key, commit),
-        "canary": latest(checks, "canary", key, commit),
+        "verified": latest(checks, "verify", member.key, commit),
+        "canary": latest(checks, "canary", member.key, commit),
     }
-    with closing(open_model(member.repo_id or str(member.folder), commit or None)) as source:
-        if REPORT_NAME not in source.sizes:
-            raise OutputError(
-                f"there is no {REPORT_NAME}, so this is not a model that hub_magmax made", where=source.label
-            )
-        report = parse_report(read_small_file(source, REPORT_NAME), f"{source.label}, {REPORT_NAME}")
-        yield {"version": str(report.versions.get("hub_magmax", ""))}
-        yield {
-            "changed": _changed(
-                source, report, is_folder=member.folder is not None, is_as_pushed=is_as_pushed
-            )
-        }
-        lock = stored_lock(source)
-        yield {
-            "method": dict(lock.method),
-            "preference": dict(lock.preference.weights),
-            "origins": tuple(_origin(role, locked) for role, locked in lock.every_source.items()),
-        }
-        yield _guards(source, lock)
+    with closing(open_model(member.key, commit or None)) as source:
+        yield from _of_files(source, is_folder=member.folder is not None, is_as_pushed=ours[:1] == [0])
+
+
+def _of_commits(repo_id: str, commits: Sequence[Any], by_hand: Sequence[Any]) -> dict[str, Any]:
+    """Return what a repository's commits tell."""
+    return {
+        "commit": str(commits[0].commit_id),
+        "updated": commits[0].created_at.isoformat(timespec="seconds"),
+        "by_hand": tuple(str(found.title) for found in by_hand),
+        "tag": _tag(repo_id, str(commits[0].commit_id), commits),
+    }
+
+
+def _of_files(source: FileSource, *, is_folder: bool, is_as_pushed: bool) -> Iterator[dict[str, Any]]:
+    """Yield what the files of a model tell."""
+    if REPORT_NAME not in source.sizes:
+        raise OutputError(
+            f"there is no {REPORT_NAME}, so this is not a model that hub_magmax made", where=source.label
+        )
+    report = parse_report(read_small_file(source, REPORT_NAME), f"{source.label}, {REPORT_NAME}")
+    yield {"version": str(report.versions.get("hub_magmax", ""))}
+    yield {"changed": _changed(source, report, is_folder=is_folder, is_as_pushed=is_as_pushed)}
+    lock = stored_lock(source)
+    yield {
+        "method": dict(lock.method),
+        "preference": dict(lock.preference.weights),
+        "origins": tuple(_origin(role, locked) for role, locked in lock.every_source.items()),
+    }
+    yield _guards(source, lock)
 
 
 def _tag(repo_id: str, commit: str, commits: Sequence[Any]) -> str:
@@ -246,15 +249,7 @@ _Branch = tuple[str, str | None]
 
 
 def _branch(origin: Origin) -> _Branch | None:
-    """Return the branch of a pinned checkpoint; None where its name is a commit, or no repository's."""
-    if not origin.commit:
-        return None
-    try:
-        place = HubModel.parse(origin.name, Path())
-    except HubMagmaxError:
-        return None
-    is_commit = place.revision is not None and origin.commit.startswith(place.revision)
-    return None if is_commit else (place.repo_id, place.revision)
+    return followed_branch(origin.name, origin.commit)
 
 
 def _commits_or_problem(branch: _Branch) -> list[Any] | str:

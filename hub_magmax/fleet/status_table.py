@@ -24,10 +24,15 @@ def as_table(found: Sequence[Status]) -> Table:
     origins = {text: str(number) for number, text in enumerate(_distinct_origins(found), 1)}
     names = cut_names([spelled_out(status.model) for status in found], at_most(_NAME_LENGTH))
     rows = [_row(status, name, origins) for status, name in zip(found, names, strict=True)]
-    head = [name for name in rows[0] if name not in _OPTIONAL or any(row[name] for row in rows)]
+    head = _columns(rows)
     notes = [f"{number}: merged from {text}" for text, number in origins.items()]
     notes += [f"{s.model}: {spelled_out(problem)}" for s in found for problem in s.problems]
-    return Table(tuple(head), tuple(tuple(row[name] for name in head) for row in rows), tuple(notes))
+    return Table(head, tuple(tuple(row[name] for name in head) for row in rows), tuple(notes))
+
+
+def _columns(rows: Sequence[dict[str, Cell]]) -> tuple[str, ...]:
+    """Return the columns that are shown: those of which there always are, and others that have a value."""
+    return tuple(name for name in rows[0] if name not in _OPTIONAL or any(row[name] for row in rows))
 
 
 def summary(found: Sequence[Status]) -> str:
