@@ -90,7 +90,7 @@ def routing_figure(report: RouterReport) -> Figure:
     axes.set_xlabel("escalated, % of the examples", **text_style(SMALL_POINTS))
     axes.set_ylabel("right answers, %", **text_style(SMALL_POINTS))
     axes.tick_params(axis="y", labelcolor=TEXT)
-    marks = "point: the threshold; grey line: own task's checkpoint; thin: 95 % interval"
+    marks = "point: the threshold; grey: own checkpoint; thin: 95 % interval"
     below = f"{marks}; n = {report.parts['held_out']:,}"
     figure.text(0.03, 0.13 / _HEIGHT, below, va="center", **text_style(SMALL_POINTS, QUIET))
     add_legend(figure, entries, header_of(figure), num_columns=4)
