@@ -173,6 +173,7 @@ def last_months(year):
     assert (code, found["tag"], found["canary"]["time"][:10]) == (0, "head", year.date)
 
 
+@pytest.mark.slow
 def test_a_year_of_a_fleet(family, hub, monkeypatch):
     year = Year(family, hub, monkeypatch)
     first_months(year)
