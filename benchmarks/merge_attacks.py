@@ -22,8 +22,10 @@ from benchmarks.victims import (
     Tally,
     Victim,
     contents,
+    finish_child,
     merge_in_child,
     one_paragraph,
+    start_child,
     strike_at,
     watch_changes,
     watch_reads,
@@ -230,6 +232,23 @@ def kills(victim: Victim, *, count: int = 100, seed: int = 0) -> Tally:
         process.kill()
         code = process.wait()
         _judge(victim, tally, f"kill {number}", code, "")
+    return tally
+
+
+def site_kills(victim: Victim, *, count: int = 50, seed: int = 0) -> Tally:
+    """Kill forked merges of several sites at random moments of the time that an undisturbed one takes."""
+    tally, generator = Tally(), random.Random(seed)
+    started = time.monotonic()
+    code, said = merge_in_child(victim)
+    assert code == 0, said
+    seconds = time.monotonic() - started
+    victim.reset()
+    for number in range(count):
+        child = start_child(victim)
+        time.sleep(generator.random() * seconds)
+        os.kill(child, signal.SIGKILL)
+        code, said = finish_child(victim, child)
+        _judge(victim, tally, f"kill {number}", code, said)
     return tally
 
 

@@ -55,6 +55,7 @@ def _failures(results: dict[str, Any], part: str) -> list[str]:
 #: Targets and kinds of attacks, by name, in the order of the page.
 PARTS = {
     "kills": "SIGKILL of a real `hub-magmax merge` at a random moment of its writing",
+    "site_kills": "SIGKILL of `hub-magmax run` of three sites at a random moment of its writing",
     "hub_kills": "SIGKILL of `hub-magmax run`, which merges and pushes to a local Hub, at a random moment",
     "hub_requests": "SIGKILL of `hub-magmax run` before and after each request that it sends",
     "relay_kills": "SIGKILL of a merge straight to the Hub (`output.keep: false`) at a random moment",

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import hub_attacks, merge_attacks, reader_attacks, reliability
-from benchmarks.victims import Tally, Victim
+from benchmarks.victims import SitesVictim, Tally, Victim
 
 #: For all parts together; on two cores they took a quarter of it.
 LIMIT_MINUTES = 60.0
@@ -38,6 +38,7 @@ LIMIT_MINUTES = 60.0
 #: By name: what is attacked, and how many rows the victim's tensors have.
 MERGES: dict[str, tuple[Callable[..., Tally], int]] = {
     "kills": (merge_attacks.kills, 65_536),
+    "site_kills": (merge_attacks.site_kills, 4096),
     "hub_kills": (hub_attacks.kills, 4096),
     "hub_requests": (hub_attacks.requests, 64),
     "relay_kills": (partial(hub_attacks.kills, keep=False), 4096),
@@ -72,7 +73,8 @@ def run_part(name: str, **options: Any) -> Tally:
         attack, rows = MERGES[name]
         with tempfile.TemporaryDirectory() as folder:
             inside = "small" if name == "small_disk" else "."
-            victim = Victim(Path(folder) / "victim", rows=options.pop("rows", rows), inside=inside)
+            kind = SitesVictim if name == "site_kills" else Victim
+            victim = kind(Path(folder) / "victim", rows=options.pop("rows", rows), inside=inside)
             tally = attack(victim, **options)
     tally.seconds = time.perf_counter() - started
     return tally

@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,13 @@ class Tally:
 
 
 class Victim:
-    """A family of checkpoints, a recipe that merges it, and what an undisturbed merge makes of it."""
+    """A family of checkpoints, a recipe that merges it, and what an undisturbed merge makes of it.
+
+    Attributes:
+        more_values: Of the recipe.
+    """
+
+    more_values: Mapping[str, Any] = {}
 
     def __init__(self, folder: Path, *, rows: int = 64, inside: str = ".") -> None:
         import yaml
@@ -71,6 +77,7 @@ class Victim:
             "preference": {"weights": {"a": 0.6, "b": 0.3, "c": 0.1}},
             # A file for each large tensor.
             "output": {"path": f"{inside}/merged", "shard_size": f"{32 * rows}B"},
+            **self.more_values,
         }
         self.recipe_text = yaml.safe_dump(values, sort_keys=False)
         self.recipe.write_text(self.recipe_text)
@@ -111,6 +118,37 @@ class Victim:
     def reset(self) -> None:
         for path in (self.output, self.partial):
             shutil.rmtree(path, ignore_errors=True)
+
+
+class SitesVictim(Victim):
+    """The same for a recipe with sites, each of which has to be absent or complete."""
+
+    more_values: Mapping[str, Any] = {
+        "sites": {
+            "north": {},
+            "south": {"method": "average", "preference": {"weights": {"a": 0.1, "b": 0.9}}},
+            "west": {"method": "ties"},
+        }
+    }
+
+    @property
+    def arguments(self) -> list[str]:
+        return ["run", str(self.recipe)]
+
+    # Complex only by count: conditions on names.
+    def state(self) -> str:
+        """Return `absent` where sites are missing and the others complete; `complete`; or what is wrong."""
+        found = contents(self.output) if self.output.exists() else {}
+        there = [site for site in self.more_values["sites"] if (self.output / site).exists()]
+        # What is written when the folder is complete already, or tells how long the merge took.
+        told = (".md", "merge_report.json", "provenance.json")
+        names = [name for name in self.expected if name.split("/")[0] in there and not name.endswith(told)]
+        if wrong := [name for name in names if found.get(name) != self.expected[name]]:
+            return f"other bytes in {wrong}"
+        if len(there) < len(self.more_values["sites"]):
+            return "absent"
+        left = [name for name in found if name not in self.expected]
+        return f"files {left} are surplus" if left else "complete"
 
 
 def contents(folder: Path) -> dict[str, str]:
