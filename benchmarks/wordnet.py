@@ -13,7 +13,7 @@ import argparse
 import json
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -92,10 +92,7 @@ def make_family(
     """
     texts, tasks = read(nouns, seed), dict(islice(TASKS.items(), num_tasks))
     for task, classes in tasks.items():
-        path = folder / "data" / f"{task}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{"text": text, "label": name} for name in classes for text in texts.test[name]]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _write_rows(folder / "data" / f"{task}.jsonl", {name: texts.test[name] for name in classes})
     torch.set_num_threads(1)
     previous = folder / "base"
     if not previous.is_dir():
@@ -115,6 +112,12 @@ def make_family(
             "tasks": {task: {"dataset": f"./data/{task}.jsonl"} for task in tasks},
         },
     }
+
+
+def _write_rows(path: Path, texts: Mapping[str, Sequence[str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{"text": text, "label": name} for name, own in texts.items() for text in own]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _make_base(encoder: Path, texts: Definitions, target: Path) -> None:

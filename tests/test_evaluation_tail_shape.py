@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hub_magmax.errors import EvaluationError
+from hub_magmax.errors import EvaluationError, HubMagmaxError
 from hub_magmax.evaluation import tail_gates
 from hub_magmax.evaluation.tail_gates import Gates, ShapeProtocol, on_logit_scale
 from hub_magmax.evaluation.tail_shape import TailComparison, compare_tails
@@ -163,11 +163,13 @@ def test_results_are_plain_values_and_a_table():
         ([2.0] * 30, {"bounds": (0, 1)}, "reach from 2 to 2"),
         ([0.5] * 30, {"bounds": (1, 0)}, "the bounds are 1 and 0"),
         ([0.5] * 30, {"bounds": (0, math.inf)}, "the bounds are 0 and inf"),
+        ([0.5] * 30, {"bounds": (0, "x")}, "bounds are no numbers"),
+        ([0.5] * 30, {"names": ["a"]}, "there are 1 names"),
         ([0.5] * 31, {"paired": True}, "no pairs"),
     ],
 )
 def test_samples_that_cannot_be_compared_are_refused(first, options, told):
-    with pytest.raises(EvaluationError, match=told):
+    with pytest.raises(HubMagmaxError, match=told):
         compare_tails(first, [0.5] * 30, **options)
 
 

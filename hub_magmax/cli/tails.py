@@ -53,7 +53,7 @@ def tails(
     ends = bounds or next((own.bounds for own in samples if own.bounds is not None), None)
     if lower:
         ends = None if ends is None else (-ends[1], -ends[0])
-    one, other = (-own.values if lower else own.values for own in samples)
+    one, other = ((-own.values if lower else own.values).tolist() for own in samples)
     found = compare_tails(
         one,
         other,

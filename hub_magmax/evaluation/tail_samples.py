@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64
@@ -13,9 +12,6 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.column_values import column_values
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, read_scores
 from hub_magmax.evaluation.tails import losses_of
-
-if TYPE_CHECKING:
-    from hub_magmax.evaluation.scores import Score
 
 
 @dataclass(frozen=True)
@@ -62,21 +58,22 @@ def read_sample(place: str, column: str | None = None) -> TailSample:
 def _losses(place: str, folder: Path, task: str | None) -> TailSample:
     """Return what a merged model lost on each example of a task."""
     scores = read_scores(folder)
-    pairs: dict[str, tuple[Score, Score]] = {}
-    for name in scores.data:
-        own, merged = scores.get(name, name), scores.get(MERGED, name)
-        if own is not None and merged is not None:
-            pairs[name] = own, merged
+    found = {name: (scores.get(name, name), scores.get(MERGED, name)) for name in scores.data}
+    pairs = {name: (own, merged) for name, (own, merged) in found.items() if own and merged}
+    if not pairs:
+        raise EvaluationError(
+            "there are no scores of a task's own checkpoint and of the merge",
+            where=place,
+            hint="Run `hub-magmax evaluate` on the recipe.",
+        )
     if task is None and len(pairs) == 1:
         (task,) = pairs
-    if task is None or task not in pairs:
+    if task not in pairs:
         raise EvaluationError(
             "the merge has several tasks" if task is None else f"there are no scores of {task!r}",
             where=place,
-            expected=f"one of {', '.join(pairs)}"
-            if pairs
-            else "scores of a task's own checkpoint and of the merge",
-            hint="Name it with --column." if pairs else "Evaluate with `experts: own` or `all`.",
+            expected=f"one of {', '.join(pairs)}",
+            hint="Name it with --column.",
         )
     values, bounds = losses_of(*pairs[task])
     return TailSample(place, values, bounds)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hub_magmax.errors import EvaluationError
+from hub_magmax.errors import ArgumentError, EvaluationError
 from hub_magmax.evaluation.generalized_pareto import fit_pareto
 from hub_magmax.evaluation.intervals import mean_interval
 from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
@@ -31,6 +31,7 @@ from hub_magmax.evaluation.tail_gates import (
     on_logit_scale,
 )
 from hub_magmax.evaluation.tails import LEVELS, Tail, tails
+from hub_magmax.recipe.arguments import checked
 
 #: Scores that a comparison needs at least, of each sample.
 MIN_SCORES = 20
@@ -132,12 +133,13 @@ class TailComparison(Tabular):
         return Table(head, rows, (*gates, self.verdict))
 
 
+@checked
 def compare_tails(
-    first: Sequence[float] | Values,
-    second: Sequence[float] | Values,
+    first: Sequence[float],
+    second: Sequence[float],
     *,
-    names: tuple[str, str] = ("first", "second"),
-    bounds: Bounds | None = None,
+    names: Sequence[str] = ("first", "second"),
+    bounds: Sequence[float] | None = None,
     paired: bool = False,
     protocol: ShapeProtocol | None = None,
     seed: int = 0,
@@ -158,17 +160,21 @@ def compare_tails(
         EvaluationError: If scores are not finite, too few, beyond the bounds, or paired and not as many.
     """
     protocol = protocol or ShapeProtocol()
-    one, other = (_checked(own, name, bounds) for own, name in zip((first, second), names, strict=True))
+    for what, given in (("names", names), ("bounds", bounds)):
+        if given is not None and len(given) != 2:
+            raise ArgumentError(f"there are {len(given)} {what}", where="compare_tails", expected="two")
+    ends = None if bounds is None else _checked_bounds(bounds)
+    one, other = (_checked(own, name, ends) for own, name in zip((first, second), names, strict=True))
     if paired and len(one) != len(other):
         raise EvaluationError(
             f"there are {len(one):,} and {len(other):,} scores, and no pairs of them",
             where=" and ".join(names),
             expected="a score of each for the same examples, in the same order",
         )
-    gates = Gates((one, other), bounds, paired, protocol, seed)
+    gates = Gates((one, other), ends, paired, protocol, seed)
     found = tuple(gates.look())
     samples = tuple(
-        _sample(own, name, bounds, protocol, seed) for own, name in zip((one, other), names, strict=True)
+        _sample(own, name, ends, protocol, seed) for own, name in zip((one, other), names, strict=True)
     )
     return TailComparison((samples[0], samples[1]), found, gates.difference)
 
@@ -187,19 +193,25 @@ def _checked(scores: Sequence[float] | Values, name: str, bounds: Bounds | None)
         raise EvaluationError(
             f"score {number} is {found[number]}", where=name, expected="finite numbers", hint="Leave it out."
         )
-    if bounds is None:
-        return found
-    if not -np.inf < bounds[0] < bounds[1] < np.inf:
-        raise EvaluationError(
-            f"the bounds are {bounds[0]:g} and {bounds[1]:g}", where="tails", expected="the lower one first"
-        )
-    if found.min() < bounds[0] or found.max() > bounds[1]:
+    if bounds is not None and (found.min() < bounds[0] or found.max() > bounds[1]):
         raise EvaluationError(
             f"scores reach from {found.min():g} to {found.max():g}",
             where=name,
             expected=f"between the bounds {bounds[0]:g} and {bounds[1]:g}",
         )
     return found
+
+
+def _checked_bounds(bounds: Sequence[float]) -> Bounds:
+    """Return the ends of a scale."""
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError("bounds are no numbers", where="compare_tails", expected="two numbers") from error
+    if not -np.inf < low < high < np.inf:
+        told = f"the bounds are {low:g} and {high:g}"
+        raise ArgumentError(told, where="compare_tails", expected="the lower one first, both finite")
+    return low, high
 
 
 def _sample(scores: Values, name: str, bounds: Bounds | None, protocol: ShapeProtocol, seed: int) -> Sample:

@@ -166,7 +166,7 @@ def tails(
     ordered = np.sort(values)[::-1]
     found = {level: cvar_estimates(ordered[None], level, len(ordered)) for level in wanted}
     ratios: dict[float, list[np.ndarray]] = {level: [] for level in wanted}
-    most = math.ceil(max(_num_in_tail(len(ordered), level) for level in wanted))
+    most = math.ceil(_num_in_tail(len(ordered), min(wanted)))
     for ranks in resampled_ranks(len(ordered), seed):
         resampled = ordered[np.sort(np.partition(ranks, most - 1, axis=1)[:, :most], axis=1)]
         for level in wanted:
