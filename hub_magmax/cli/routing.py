@@ -29,7 +29,7 @@ def route(
     seed: int | None,
     form: Format,
 ) -> Answer:
-    """Fit a router between RECIPE's merged model and its checkpoints.
+    """Route inputs between RECIPE's merged model and checkpoints.
 
     It is measured on examples of the evaluation that it was not fitted on. Exits with 3
     if the examples do not support the stated --risk.
