@@ -18,7 +18,7 @@ def _write(path, values, head="loss"):
     return str(path)
 
 
-def _merge(folder, losses, tasks=("animals",)):
+def _merge(folder, losses, tasks=("animals",), examples=""):
     """Write scores of a merge that loses as much on each example of each task."""
     folder.mkdir()
     scores = []
@@ -29,9 +29,8 @@ def _merge(folder, losses, tasks=("animals",)):
             make_score(task, task, own, is_share=True),
             make_score(MERGED, task, merged, is_share=True),
         ]
-    write_scores(
-        Scores("accuracy", "text-classification", tuple(scores), {task: {} for task in tasks}), folder
-    )
+    data = {task: {"fingerprint": examples} for task in tasks}
+    write_scores(Scores("accuracy", "text-classification", tuple(scores), data), folder)
     return str(folder)
 
 
@@ -61,6 +60,20 @@ def test_words_are_no_scores(tmp_path, values):
         read_sample(_write(tmp_path / "a.csv", values))
 
 
+def test_blank_line_is_refused_since_later_lines_would_be_of_other_examples(tmp_path):
+    with pytest.raises(EvaluationError, match="line 4 is blank"):
+        read_sample(_write(tmp_path / "a.csv", [1, 2, "", 3]))
+    assert (
+        read_sample(_write(tmp_path / "b.csv", ["1,a", '2,"x\n\ny"'], head="loss,text"), "loss").values.size
+        == 2
+    )
+
+
+def test_file_without_a_head_is_refused(tmp_path):
+    with pytest.raises(EvaluationError, match="names no column"):
+        read_sample(_write(tmp_path / "a.csv", [1, 2, 3], head="0.5"))
+
+
 def test_verb_tells_and_refuses(tmp_path):
     one = _write(tmp_path / "one.csv", range(40))
     other = _write(tmp_path / "other.csv", range(0, 80, 2))
@@ -80,6 +93,15 @@ def test_verb_compares_merges(tmp_path):
     code, out, _ = call("tails", one, other, "--column", "animals", "--paired")
     assert code == 0
     assert "equivalent means: passed" in out
+
+
+def test_merges_that_were_scored_on_different_examples_are_no_pairs(tmp_path):
+    losses = [n / 100 for n in range(40)]
+    one, other = (_merge(tmp_path / name, losses, examples=name) for name in ("one", "other"))
+    code, _, err = call("tails", one, other, "--paired")
+    assert code == 1
+    assert "different examples" in err
+    assert call("tails", one, other)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def _with_tail(shape: float, size: int, seed: int) -> np.ndarray:
 def test_the_power_formula_gives_the_numbers_of_the_paper():
     assert ShapeProtocol().num_needed(0, 0) == 1570
     assert replace(ShapeProtocol(), shape_margin=0.1772).num_needed(0, 0) == 500
+    assert ShapeProtocol().num_needed(-0.99, -0.5) == math.ceil(0.5 * 784.888)
     assert ShapeProtocol().num_needed(0.5, 0) == math.ceil((1.5**2 + 1) * 784.888)
 
 
@@ -99,7 +100,11 @@ def test_bounded_scores_are_compared_as_logits_and_told_as_they_are():
     found = compare_tails(*shares, bounds=(0, 1))
     assert found.samples[0].mean == pytest.approx(shares[0].mean())
     plain = compare_tails(*logits)
-    assert _gate(found, "equivalent means").found == _gate(plain, "equivalent means").found
+    told = _gate(plain, "equivalent means").found.replace("difference is", "difference of logits is")
+    assert _gate(found, "equivalent means").found == told
+    value, low, high = found.differences["mean"]
+    assert value == pytest.approx(shares[0].mean() - shares[1].mean())
+    assert low < value < high
     assert on_logit_scale(np.array([-0.5]), (-1, 1)) == pytest.approx([math.log(1 / 3)])
 
 
@@ -163,6 +168,7 @@ def test_results_are_plain_values_and_a_table():
         ([2.0] * 30, {"bounds": (0, 1)}, "reach from 2 to 2"),
         ([0.5] * 30, {"bounds": (1, 0)}, "the bounds are 1 and 0"),
         ([0.5] * 30, {"bounds": (0, math.inf)}, "the bounds are 0 and inf"),
+        ([0.5] * 29 + [-1e300], {}, "whose square is no number"),
         ([0.5] * 30, {"bounds": (0, "x")}, "bounds are no numbers"),
         ([0.5] * 30, {"names": ["a"]}, "there are 1 names"),
         ([0.5] * 31, {"paired": True}, "no pairs"),

@@ -734,3 +734,9 @@ def test_settings_of_torch_are_as_before_afterwards():
 @pytest.mark.parametrize("decoding", [Decoding(), Decoding(7, 0.5, 0.9, chat=True), Decoding(1, 2.0)])
 def test_settings_come_back_from_a_record(decoding):
     assert Decoding.from_dict(json.loads(json.dumps(decoding.to_dict()))) == decoding
+
+
+def test_record_without_decisions_is_no_success(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(RecordError, match="holds no decision"):
+        hm.replay(tmp_path / "empty.jsonl")

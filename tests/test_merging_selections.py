@@ -22,6 +22,7 @@ from hub_magmax.errors import (
     SourceError,
 )
 from hub_magmax.fleet.applying import apply
+from hub_magmax.fleet.history import history
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.execution import make_shards, merge
@@ -340,6 +341,36 @@ def test_a_header_of_another_kind_is_refused(family, selected, own):
         apply(str(family / "sel"), family / "again", folder=family)
 
 
+def test_a_header_with_half_of_a_character_is_refused(family, selected):
+    path = max((family / "sel").glob("*.selection"), key=lambda path: path.stat().st_size)
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"]["hub_magmax_selection"] = "\ud800"
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
+    tell_in_report(family / "sel", path.name)
+    with pytest.raises(CheckpointError, match="does not describe a selection"):
+        apply(str(family / "sel"), family / "again", folder=family)
+
+
+def test_choices_of_another_merge_are_refused_though_all_hashes_fit(family, selected):
+    values = {"output": {"shard_size": "600B"}, "method": "tunable_magmax"}
+    other = merge(planned(family, "selection", "other", **values))
+    for shard in other.shards:
+        (family / "sel" / shard.file).write_bytes((family / "other" / shard.file).read_bytes())
+        tell_in_report(family / "sel", shard.file)
+    with pytest.raises(LockError, match="of another merge than the lock"):
+        apply(str(family / "sel"), family / "again", folder=family)
+
+
+@pytest.mark.parametrize(("output", "told"), [("", "no name"), ("sel/inside", "lies in the selection")])
+def test_an_output_without_a_name_or_in_the_selection_is_refused(family, selected, output, told):
+    with pytest.raises(HubMagmaxError, match=told):
+        apply(str(family / "sel"), str(family / output) if output else output, folder=family)
+    assert not (family / "sel" / "inside").exists()
+
+
 def test_checkpoints_whose_values_changed_are_refused(family, selected):
     tensors = load_file(family / "b" / "model.safetensors")
     tensors["layer.1.weight"] += 1
@@ -389,6 +420,14 @@ def test_a_selection_is_merged_again_and_compared(family, selected):
     with pytest.raises(OutputError, match="is not what the recipe and lock give") as caught:
         rebuild(str(family / "sel"), folder=family)
     assert "'layer.1.weight'" in str(caught.value)
+
+
+def test_history_tells_selections_apart(hub, family):
+    for number, method in enumerate(("magmax", "tunable_magmax")):
+        merge(planned(family, "selection", f"told-{number}", method=method))
+        push(family / f"told-{number}", "me/selections-told-apart")
+    found = [revision.weights for revision in history("me/selections-told-apart") if revision.weights]
+    assert len({*found}) == len(found) == 2
 
 
 def test_a_pushed_selection_is_applied_from_the_hub(hub, tmp_path):

@@ -67,6 +67,18 @@ def test_a_site_is_the_recipe_with_its_own_values():
     assert made.sites is None and made.digest == parse_recipe(site_values(values, "north")).digest
 
 
+def test_a_selection_does_not_get_the_common_evaluation():
+    evaluation = {"evaluator": "image-classification", "tasks": {"a": {"dataset": "./a"}}}
+    sites = {"north": {}, "west": {"output": {"format": "selection"}}}
+    values = recipe_values(method="magmax", evaluation=evaluation, sites=sites)
+    assert "evaluation" in site_values(values, "north")
+    assert "evaluation" not in site_values(values, "west")
+    parse_recipe(values)
+    sites["west"]["evaluation"] = evaluation
+    with pytest.raises(RecipeError, match="no weights that could be scored"):
+        parse_recipe(values)
+
+
 @pytest.mark.parametrize(
     ("site", "place", "what"),
     [

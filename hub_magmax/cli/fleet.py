@@ -107,7 +107,7 @@ def apply(selection: str, out: Path | None, revision: str | None, folder: Path |
     from hub_magmax.text import format_bytes
 
     name = Path(selection.partition("@")[0]).name
-    output = out or Path(f"{name}-weights")
+    output = Path(f"{name}-weights") if out is None else out
     report = do_apply(selection, output, revision=revision, folder=folder, progress=progress)
     lines = [f"{shard.sha256}  {shard.file}" for shard in report.shards]
     size = f"{format_bytes(report.bytes_out)} in {number_of(len(report.shards), 'file')}"

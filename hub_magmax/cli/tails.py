@@ -46,18 +46,19 @@ def tails(
       hub-magmax tails before.csv after.csv --column loss --paired
     """
     from hub_magmax.evaluation.tail_gates import ShapeProtocol
-    from hub_magmax.evaluation.tail_samples import read_sample
+    from hub_magmax.evaluation.tail_samples import check_pairs, read_sample
     from hub_magmax.evaluation.tail_shape import compare_tails
 
-    samples = [read_sample(place, column) for place in (first, second)]
-    ends = bounds or next((own.bounds for own in samples if own.bounds is not None), None)
+    one, other = (read_sample(place, column) for place in (first, second))
+    if paired:
+        check_pairs(one, other)
+    ends = bounds or one.bounds or other.bounds
     if lower:
-        ends = None if ends is None else (-ends[1], -ends[0])
-    one, other = ((-own.values if lower else own.values).tolist() for own in samples)
+        one, other, ends = one.negative, other.negative, ends and (-ends[1], -ends[0])
     found = compare_tails(
-        one,
-        other,
-        names=(samples[0].name, samples[1].name),
+        one.values.tolist(),
+        other.values.tolist(),
+        names=(one.name, other.name),
         bounds=ends,
         paired=paired,
         protocol=ShapeProtocol(*margins) if margins else None,

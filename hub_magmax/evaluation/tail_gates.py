@@ -8,7 +8,7 @@ refused, since a generalized Pareto distribution fits them well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
@@ -19,10 +19,13 @@ from jaxtyping import Float64
 
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.generalized_pareto import fit_pareto, goodness_of_fit
-from hub_magmax.evaluation.intervals import PERCENTILES, bootstrap_means, resampled_ranks
+from hub_magmax.evaluation.intervals import PERCENTILES, resampled_ranks
 
 Values = Float64[np.ndarray, " examples"]
 _Rows = Float64[np.ndarray, "resamples examples"]
+
+#: A number with the ends of its 95 % interval.
+Interval = tuple[float, float, float]
 
 #: Ends of a scale, such as (0, 1) of probabilities.
 Bounds = tuple[float, float]
@@ -87,12 +90,12 @@ class ShapeProtocol:
     def num_needed(self, *shapes: float) -> int:
         """Return how many exceedances of each sample show a difference of shapes, two-sided at 5 %.
 
-        The variance of a fitted shape is (1 + shape)^2 / n. For equal shapes this is the paper's formula,
-        which gives 1,570 at shapes of 0.
+        The variance of a fitted shape is (1 + shape)^2 / n, from -0.5 on. For equal shapes this is the
+        paper's formula, which gives 1,570 at shapes of 0.
         """
         normal = NormalDist()
         factor = (normal.inv_cdf(0.975) + normal.inv_cdf(self.power)) / self.shape_margin
-        return math.ceil(sum((1 + shape) ** 2 for shape in shapes) * factor**2)
+        return math.ceil(sum((1 + max(shape, _LEAST_SHAPE)) ** 2 for shape in shapes) * factor**2)
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,24 @@ class Gates:
             goes_on = goes_on and bool(gate.is_passed)
             yield gate
 
+    def differences(self) -> dict[str, Interval]:
+        """Return by how much mean and CVaR of the first are above the second's, in the unit of the scores."""
+        looks = {"mean": _row_means, f"CVaR {self._protocol.tail_level:g}": self._cvar}
+        return {name: self._difference(self._scores, look) for name, look in looks.items()}
+
+    def _cvar(self, rows: _Rows) -> np.ndarray:
+        return cvars(rows, self._protocol.tail_level)
+
+    def _difference(self, samples: Sequence[Values], look: Callable[[_Rows], np.ndarray]) -> Interval:
+        """Return the difference of a statistic, with its 95 % bootstrap interval."""
+        one, other = (
+            _resampled(own, seed, _NUM_TAIL_RESAMPLES, look)
+            for own, seed in zip(samples, self._seeds, strict=True)
+        )
+        low, high = (float(at) for at in np.percentile(one - other, PERCENTILES))
+        first, second = (float(look(own[None])[0]) for own in samples)
+        return first - second, low, high
+
     def _ends(self) -> dict[str, Any]:
         """Neither sample heaps up at an end of its scale, named or not."""
         for own in self._scores:
@@ -176,18 +197,21 @@ class Gates:
         return {"is_passed": True, "found": "neither sample heaps up there"}
 
     def _means(self) -> dict[str, Any]:
-        means = [bootstrap_means(own, seed) for own, seed in zip(self._logits, self._seeds, strict=True)]
-        seen = float(self._logits[0].mean() - self._logits[1].mean())
-        return _equivalent(seen, means, self._protocol.mean_margin, "means")
+        return self._equivalent(_row_means, self._protocol.mean_margin, "means")
 
     def _cvars(self) -> dict[str, Any]:
-        look = partial(cvars, level=self._protocol.tail_level)
-        resampled = [
-            _resampled(own, seed, _NUM_TAIL_RESAMPLES, look)
-            for own, seed in zip(self._logits, self._seeds, strict=True)
-        ]
-        seen = [float(look(own[None])[0]) for own in self._logits]
-        return _equivalent(seen[0] - seen[1], resampled, self._protocol.tail_margin, "CVaR")
+        return self._equivalent(self._cvar, self._protocol.tail_margin, "CVaR")
+
+    def _equivalent(self, look: Callable[[_Rows], np.ndarray], margin: float, what: str) -> dict[str, Any]:
+        """Say whether the interval of a difference lies within a margin."""
+        seen, low, high = self._difference(self._logits, look)
+        unit = "" if self._bounds is None else " of logits"
+        found = f"the difference{unit} is {seen:+.3f} [{low:.3f}, {high:.3f}]; within ±{margin:g} is needed"
+        if -margin <= low and high <= margin:
+            return {"is_passed": True, "found": found}
+        if abs(seen) > margin:
+            return _failed(found, f"The {what} themselves differ: say that, and nothing of the shape.")
+        return _failed(found, f"Score more examples, until the interval of the {what} is narrower.")
 
     def _number(self) -> dict[str, Any]:
         numbers = [len(excesses_of(own, self._protocol.quantile)) for own in self._logits]
@@ -254,17 +278,6 @@ def _failed(found: str, advice: str) -> dict[str, Any]:
     return {"is_passed": False, "found": found, "advice": advice}
 
 
-def _equivalent(seen: float, resampled: list[np.ndarray], margin: float, what: str) -> dict[str, Any]:
-    """Say whether the interval of a difference lies within a margin."""
-    low, high = (float(at) for at in np.percentile(resampled[0] - resampled[1], PERCENTILES))
-    found = f"the difference is {seen:+.3f} [{low:.3f}, {high:.3f}]; within ±{margin:g} is needed"
-    if -margin <= low and high <= margin:
-        return {"is_passed": True, "found": found}
-    if abs(seen) > margin:
-        return _failed(found, f"The {what} themselves differ: say that, and nothing of the shape.")
-    return _failed(found, f"Score more examples, until the interval of the {what} is narrower.")
-
-
 def on_logit_scale(scores: Values, bounds: Bounds) -> Values:
     """Return the logits of the places between two bounds; infinite on them."""
     part = (scores - bounds[0]) / (bounds[1] - bounds[0])
@@ -291,6 +304,11 @@ def _resampled(
     """Return a statistic of resamples."""
     blocks = resampled_ranks(len(scores), seed, num_resamples)
     return np.concatenate([look(scores[drawn]) for drawn in blocks])
+
+
+def _row_means(rows: _Rows) -> np.ndarray:
+    found: np.ndarray = rows.mean(axis=1)
+    return found
 
 
 def cvars(rows: _Rows, level: float) -> np.ndarray:

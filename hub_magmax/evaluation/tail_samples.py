@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.column_values import column_values
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, read_scores
 from hub_magmax.evaluation.tails import losses_of
+from hub_magmax.text import listed
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,18 @@ class TailSample:
         name: Of the sample, as it was asked for.
         values: One per example.
         bounds: Ends of the scale, where they are known.
+        examples: Fingerprint of the examples, where it is known.
     """
 
     name: str
     values: Float64[np.ndarray, " examples"]
     bounds: tuple[float, float] | None = None
+    examples: str = ""
+
+    @property
+    def negative(self) -> TailSample:
+        """The sample whose upper tail is this one's lower tail."""
+        return replace(self, values=-self.values)
 
 
 def read_sample(place: str, column: str | None = None) -> TailSample:
@@ -43,6 +53,8 @@ def read_sample(place: str, column: str | None = None) -> TailSample:
     folder = Path(place).expanduser()
     if (folder / SCORES_NAME).is_file():
         return _losses(place, folder, column)
+    if folder.suffix in (".csv", ".tsv") and folder.is_file():
+        _check_lines(folder, place)
     values = column_values(place, column, "test", "scores")
     try:
         if any(isinstance(value, str) for value in values):
@@ -53,6 +65,32 @@ def read_sample(place: str, column: str | None = None) -> TailSample:
             "the column holds no numbers", where=place, expected="one an example"
         ) from error
     return TailSample(place, found)
+
+
+def _check_lines(path: Path, place: str) -> None:
+    """Raise EvaluationError for a blank line, which readers pass over, and for a file without a head."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            head = next(rows, [])
+            blank = next((rows.line_num for row in rows if not row), None)
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return  # the reader of the data says what is wrong
+    if blank is not None:
+        raise EvaluationError(
+            f"line {blank} is blank, and the lines after it would stand for other examples",
+            where=place,
+            expected="a line for each example",
+            hint="Take the example out of both samples, or the line out of the file.",
+        )
+    with suppress(ValueError):
+        numbers = [float(name) for name in head]
+        raise EvaluationError(
+            f"the first line, {listed([f'{number:g}' for number in numbers], 60)}, names no column",
+            where=place,
+            expected="names of the columns in the first line",
+            hint="Put one there, such as `loss`.",
+        )
 
 
 def _losses(place: str, folder: Path, task: str | None) -> TailSample:
@@ -76,4 +114,14 @@ def _losses(place: str, folder: Path, task: str | None) -> TailSample:
             hint="Name it with --column.",
         )
     values, bounds = losses_of(*pairs[task])
-    return TailSample(place, values, bounds)
+    return TailSample(place, values, bounds, str(scores.data[task].get("fingerprint", "")))
+
+
+def check_pairs(first: TailSample, second: TailSample) -> None:
+    """Raise EvaluationError for merges that were scored on different examples."""
+    if first.examples and second.examples and first.examples != second.examples:
+        raise EvaluationError(
+            "the merges were scored on different examples, so there are no pairs",
+            where=f"{first.name} and {second.name}",
+            hint="Evaluate both on the same data, or leave out --paired.",
+        )

@@ -10,7 +10,7 @@ Source: arXiv:2606.16511.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from hub_magmax.evaluation.tail_gates import (
     Bounds,
     Gate,
     Gates,
+    Interval,
     ShapeProtocol,
     Values,
     excesses_of,
@@ -35,6 +36,9 @@ from hub_magmax.recipe.arguments import checked
 
 #: Scores that a comparison needs at least, of each sample.
 MIN_SCORES = 20
+
+#: Sums of squares of larger scores may overflow.
+_LARGEST = 1e100
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,15 @@ class TailComparison(Tabular):
 
     Attributes:
         samples: Both.
+        differences: Of mean and of CVaR at .9, the first minus the second with a 95 % interval, in the unit
+            of the scores; of the same examples where they are paired.
         gates: In order.
         difference: Shape of the first minus that of the second with its 95 % interval, if every gate before
             it was passed.
     """
 
     samples: tuple[Sample, Sample]
+    differences: Mapping[str, Interval]
     gates: tuple[Gate, ...]
     difference: tuple[float, float, float] | None = None
 
@@ -130,7 +137,11 @@ class TailComparison(Tabular):
         gates = (
             f"{gate.name}: {marks[gate.is_passed]}{gate.found and ', '}{gate.found}" for gate in self.gates
         )
-        return Table(head, rows, (*gates, self.verdict))
+        told = (
+            f"difference of {name}: {value:+.4g} [{low:.4g}, {high:.4g}]"
+            for name, (value, low, high) in self.differences.items()
+        )
+        return Table(head, rows, (*told, *gates, self.verdict))
 
 
 @checked
@@ -176,7 +187,7 @@ def compare_tails(
     samples = tuple(
         _sample(own, name, ends, protocol, seed) for own, name in zip((one, other), names, strict=True)
     )
-    return TailComparison((samples[0], samples[1]), found, gates.difference)
+    return TailComparison((samples[0], samples[1]), gates.differences(), found, gates.difference)
 
 
 def _checked(scores: Sequence[float] | Values, name: str, bounds: Bounds | None) -> Values:
@@ -193,6 +204,13 @@ def _checked(scores: Sequence[float] | Values, name: str, bounds: Bounds | None)
         raise EvaluationError(
             f"score {number} is {found[number]}", where=name, expected="finite numbers", hint="Leave it out."
         )
+    if np.abs(found).max() > _LARGEST:
+        raise EvaluationError(
+            f"a score is {found[np.abs(found).argmax()]:g}, whose square is no number",
+            where=name,
+            expected=f"at most {_LARGEST:g}",
+            hint="Divide the scores.",
+        )
     if bounds is not None and (found.min() < bounds[0] or found.max() > bounds[1]):
         raise EvaluationError(
             f"scores reach from {found.min():g} to {found.max():g}",
@@ -208,7 +226,7 @@ def _checked_bounds(bounds: Sequence[float]) -> Bounds:
         low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError) as error:
         raise ArgumentError("bounds are no numbers", where="compare_tails", expected="two numbers") from error
-    if not -np.inf < low < high < np.inf:
+    if not -_LARGEST < low < high < _LARGEST:
         told = f"the bounds are {low:g} and {high:g}"
         raise ArgumentError(told, where="compare_tails", expected="the lower one first, both finite")
     return low, high

@@ -10,11 +10,12 @@ from tempfile import TemporaryDirectory
 from hub_magmax.checkpoints.index import SELECTION_SUFFIX
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.errors import OutputError
+from hub_magmax.errors import ArgumentError, LockError, OutputError
 from hub_magmax.fleet.rebuilding import plan_again
 from hub_magmax.fleet.verifying import recipe_and_lock, verify
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import MergeReport
+from hub_magmax.merging.selections.files import StoredSelection
 from hub_magmax.publishing.preflight import check_room
 from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.schema import Recipe
@@ -52,6 +53,12 @@ def apply(
         SourceError: If a checkpoint is not there.
         LockError: If a checkpoint is no longer what was locked, or the selection does not fit.
     """
+    if not str(output):
+        raise ArgumentError("the output has no name", where="apply, output", expected="a folder to create")
+    if Path(selection).is_dir() and Path(selection).resolve() in Path(output).absolute().resolve().parents:
+        raise OutputError(
+            "the output lies in the selection", where=str(output), expected="a folder beside it"
+        )
     with ExitStack() as stack:
         stored = stack.enter_context(closing(open_model(selection, revision)))
         temporary = Path(stack.enter_context(TemporaryDirectory(prefix="hub_magmax_apply_")))
@@ -64,6 +71,12 @@ def apply(
                 hint="Use it as it is.",
             )
         verify(selection, revision=revision)
+        if StoredSelection.of(stored).locks != {locked.digest}:
+            raise LockError(
+                "the choices are those of another merge than the lock beside them",
+                where=stored.label,
+                hint="Get the selection again, or make it again.",
+            )
         files = _files(stored, selection, temporary)
         planned = plan_again(_with_output(recipe, format=None), locked)
         planned = replace(planned, selection=(files, stored.label))

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from hub_magmax.checkpoints.index import ROUTER_WEIGHTS_NAME
+from hub_magmax.checkpoints.index import ROUTER_WEIGHTS_NAME, SELECTION_SUFFIX
 from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub
@@ -191,7 +191,7 @@ def _weights(source: FileSource) -> str:
 
 
 def _is_of_model(path: str) -> bool:
-    return path.endswith(".safetensors") and path != ROUTER_WEIGHTS_NAME
+    return path.endswith((".safetensors", SELECTION_SUFFIX)) and path != ROUTER_WEIGHTS_NAME
 
 
 def _stored_scores(source: FileSource) -> StoredScores | None:

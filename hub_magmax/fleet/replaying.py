@@ -135,6 +135,12 @@ def replay(
         EvaluationError: If the model cannot be loaded or run.
     """
     found = check_record(record)
+    if not found.num_decisions:
+        raise RecordError(
+            "the record holds no decision, so nothing can be made again",
+            where=from_here(record),
+            hint="Look at the command that was to write it: `predict --record`.",
+        )
     made = _Made(record, found, model, _Inputs(inputs, column, split), report)
     with opened(progress, found.num_decisions, "asking the model again", "decisions") as advance:
         for line, decision in read_decisions(record, found):

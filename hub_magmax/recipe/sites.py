@@ -17,7 +17,8 @@ def site_values(values: Mapping[str, Any], site: str) -> dict[str, Any]:
     """Return the values of one site's own recipe.
 
     Its keys replace the recipe's, those of `output` one by one. Where it names no path or repository of its
-    own, it gets a folder in that of the recipe, and a repository that has the site's name at its end.
+    own, it gets a folder in that of the recipe, and a repository that has the site's name at its end. A
+    selection, which holds no weights that could be scored, does not get the common evaluation.
 
     Args:
         values: Of a recipe with this site.
@@ -29,7 +30,10 @@ def site_values(values: Mapping[str, Any], site: str) -> dict[str, Any]:
     named = {"path": f"{output.get('path', Output().path)}/{site}"}
     if output.get("push_to_hub"):
         named["push_to_hub"] = f"{output['push_to_hub']}-{site}"
-    return {**common, **own, "output": {**output, **named, **own.get("output", {})}}
+    output = {**output, **named, **own.get("output", {})}
+    if output.get("format") == "selection" and "evaluation" not in own:
+        common.pop("evaluation", None)
+    return {**common, **own, "output": output}
 
 
 def site_places(places: Mapping[KeyPath, Found], site: str) -> dict[KeyPath, Found]:
@@ -63,5 +67,6 @@ def check_site(sites: Mapping[str, Any] | None, site: str | None) -> None:
         raise RecipeError(
             f"the recipe has no site {shown(site)}" if sites else "the recipe has no sites",
             key=("sites",),
-            hint=nearest(site, [*(sites or ())]).capitalize() or "Leave out --site.",
+            hint=nearest(site, [*(sites or ())]).capitalize()
+            or (f"Its sites are {listed([*sites], 5)}." if sites else "Leave out --site."),
         )

@@ -204,11 +204,13 @@ class StoredSelection:
         source: The folder, or the repository.
         tensors: The place of each tensor's codes, by name.
         digests: The sha256 of each tensor's values in the output, by name.
+        locks: Digests of the locks that its files were made by; one, unless files were mixed.
     """
 
     source: TensorSource
     tensors: Mapping[str, TensorInfo]
     digests: Mapping[str, str]
+    locks: frozenset[str]
 
     @classmethod
     def of(cls, source: TensorSource) -> StoredSelection:
@@ -219,13 +221,15 @@ class StoredSelection:
         """
         tensors: dict[str, TensorInfo] = {}
         digests: dict[str, str] = {}
+        locks: set[str] = set()
         for file, size in source.sizes.items():
             if file.endswith(SELECTION_SUFFIX):
                 where = f"{source.label}, {file}"
                 shard, found = read_safetensors(file, size, source.read_bytes, where)
                 tensors |= found
-                digests |= _digests(shard.metadata.get(_KEY, ""), found, where)
-        return cls(source, tensors, digests)
+                digests |= _digests(_described(shard.metadata, _KEY, where), found, where)
+                locks.add(str(_described(shard.metadata, "hub_magmax", where).get("lock")))
+        return cls(source, tensors, digests, frozenset(locks))
 
     def choices(self, tensor: str) -> StoredChoices:
         """Return the choices of a tensor.
@@ -240,17 +244,29 @@ class StoredSelection:
         return StoredChoices(self.source, self.tensors[tensor], self.digests[tensor])
 
 
-def _digests(text: str, tensors: Mapping[str, TensorInfo], where: str) -> dict[str, str]:
-    """Return the sha256 of each tensor's values that a header states."""
-    refused = CheckpointError(
+def _described(metadata: Mapping[str, str], key: str, where: str) -> Mapping[str, Any]:
+    """Return the mapping that a header's metadata hold as JSON under a key."""
+    try:
+        own = parse_json(metadata.get(key, "").encode(), where)
+    except UnicodeEncodeError:  # half of a character
+        own = None
+    if not isinstance(own, dict):
+        raise _refused(where)
+    return own
+
+
+def _refused(where: str) -> CheckpointError:
+    return CheckpointError(
         "the header does not describe a selection of this version", where=where, hint=DAMAGED
     )
-    own = parse_json(text.encode(), where) if text else None
-    if not isinstance(own, dict) or own.get("version") != _VERSION:
-        raise refused
+
+
+def _digests(own: Mapping[str, Any], tensors: Mapping[str, TensorInfo], where: str) -> dict[str, str]:
+    """Return the sha256 of each tensor's values that a header states."""
     digests = own.get("sha256")
-    if not isinstance(digests, dict) or any(not isinstance(digests.get(name), str) for name in tensors):
-        raise refused
-    if any(info.dtype != "U8" for info in tensors.values()):
-        raise refused
+    if own.get("version") != _VERSION or not isinstance(digests, dict):
+        raise _refused(where)
+    is_stated = all(isinstance(digests.get(name), str) for name in tensors)
+    if not is_stated or any(info.dtype != "U8" for info in tensors.values()):
+        raise _refused(where)
     return {name: digests[name] for name in tensors}
