@@ -358,6 +358,13 @@ def routed(merged, tmp_path_factory):
     return folder
 
 
+def test_files_of_a_router_name_no_folder_of_this_machine(routed):
+    for name in ("router.json", "router.safetensors", "README.md"):
+        (path,) = routed.rglob(name)
+        content = path.read_bytes()
+        assert [place for place in (routed, Path.home()) if str(place).encode() in content] == []
+
+
 @pytest.fixture
 def there(routed, tmp_path, monkeypatch):
     folder = shutil.copytree(routed, tmp_path / "there")

@@ -117,13 +117,16 @@ WRITING = [
     "import mergekit_config.yml --out imported.yaml",
     "push {0}/alone me/everything",
     "rollback me/everything",
+    "merge selection.yaml",
+    "apply chosen --out {0}/applied --from {0}",
+    "fleet me/everything --html fleet.html",
 ]
-WRITING_NOTHING = {"doctor", "history", "validate", "plan", "methods", "schema"}
+WRITING_NOTHING = {"doctor", "history", "validate", "plan", "methods", "schema", "tails"}
 
 
 def test_every_command_is_looked_at():
-    """What `quickstart` writes is looked at in test_quickstart_demo.py."""
-    looked_at = {words.split()[0] for words in WRITING} | WRITING_NOTHING | {"quickstart"}
+    """What `quickstart` and `route` write: see test_quickstart_demo.py and test_fleet_routing.py."""
+    looked_at = {words.split()[0] for words in WRITING} | WRITING_NOTHING | {"quickstart", "route"}
     assert looked_at == set(VERBS)
 
 
@@ -142,6 +145,10 @@ def test_nothing_that_any_command_writes_names_a_token_or_a_folder_of_this_machi
     (tmp_path / "mergekit_config.yml").write_text(json.dumps({"merge_method": "linear", "models": [mix]}))
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(everything(tmp_path)))  # which is YAML too, without anchors
+    chosen = {"path": str(tmp_path / "chosen"), "format": "selection"}
+    left_out = ("evaluation", "compare", "sweep", "preference")
+    values = {k: v for k, v in everything(tmp_path).items() if k not in left_out} | {"output": chosen}
+    (tmp_path / "selection.yaml").write_text(json.dumps(values))
     sources, found = set(written_below(tmp_path)), {}
     for words in WRITING:
         code, out, err = call(*words.format(tmp_path).split())
