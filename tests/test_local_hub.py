@@ -806,7 +806,7 @@ def test_organisation_without_repositories_is_named_at_the_start():
         assert HfApi(endpoint=hub.endpoint, token=hub.token).create_repo("acme/model").repo_id == "acme/model"
 
 
-CARD = """---
+HOSTILE_CARD = """---
 license: mit
 tags: [<b>x</b>]
 ---
@@ -831,7 +831,7 @@ Text <img src=x onerror=alert(2)> and <details open ontoggle=alert(3)> [bad](jav
 
 
 def test_cards_are_rendered_and_nothing_in_them_runs():
-    page = rendered(CARD, "/me/model/resolve/abc")
+    page = rendered(HOSTILE_CARD, "/me/model/resolve/abc")
     for part in (
         "<h1>Title</h1>",
         "<td><code>1 &lt; 2</code></td>",
@@ -856,7 +856,7 @@ def test_a_card_in_a_browser_shows_its_picture_and_runs_nothing(hub, tmp_path):
         pytest.skip("no browser is installed")
     picture = BytesIO()
     Image.new("RGB", (30, 20), "red").save(picture, "PNG")
-    hub.add_repo("me/shown", files={"README.md": CARD.encode(), "tradeoff.png": picture.getvalue()})
+    hub.add_repo("me/shown", files={"README.md": HOSTILE_CARD.encode(), "tradeoff.png": picture.getvalue()})
     with closing(Page(browser, tmp_path / "profile")) as page:
         page.open(f"{hub.endpoint}/me/shown")
         assert page.evaluate("document.images[0].naturalWidth") == 30
