@@ -170,22 +170,26 @@ class Gates:
 
     def _difference(self, samples: Sequence[Values], look: Callable[[_Rows], np.ndarray]) -> Interval:
         """Return the difference of a statistic, with its 95 % bootstrap interval."""
+        first, second = (float(look(own[None])[0]) for own in samples)
+        return first - second, *self._interval(samples, look, _NUM_TAIL_RESAMPLES)
+
+    def _interval(
+        self, samples: Sequence[Values], look: Callable[[_Rows], np.ndarray], num_resamples: int
+    ) -> tuple[float, float]:
+        """Return the 95 % bootstrap interval of the difference of a statistic."""
         one, other = (
-            _resampled(own, seed, _NUM_TAIL_RESAMPLES, look)
-            for own, seed in zip(samples, self._seeds, strict=True)
+            _resampled(own, seed, num_resamples, look) for own, seed in zip(samples, self._seeds, strict=True)
         )
         low, high = (float(at) for at in np.percentile(one - other, PERCENTILES))
-        first, second = (float(look(own[None])[0]) for own in samples)
-        return first - second, low, high
+        return low, high
 
     def _ends(self) -> dict[str, Any]:
         """Neither sample heaps up at an end of its scale, named or not."""
         for own in self._scores:
             low, high = self._bounds or (float(own.min()), float(own.max()))
             near = _TOUCHING_PART * (high - low)
-            share = float(
-                ((own >= high - near).sum() - (self._bounds is None)) / len(own)
-            )  # all have a largest
+            largest_itself = self._bounds is None  # which every sample has
+            share = float(((own >= high - near).sum() - largest_itself) / len(own))
             if self._bounds is not None:
                 share = max(share, float((own <= low + near).mean()))
                 if on_end := int(((own == low) | (own == high)).sum()):
@@ -260,11 +264,8 @@ class Gates:
     def _shapes(self) -> dict[str, Any]:
         quantile, margin = self._protocol.quantile, self._protocol.shape_margin
         first, second = (shape_of(own, quantile) for own in self._logits)
-        resampled = [
-            _resampled(own, seed, _NUM_SHAPE_RESAMPLES, partial(_shapes, quantile=quantile))
-            for own, seed in zip(self._logits, self._seeds, strict=True)
-        ]
-        low, high = (float(at) for at in np.percentile(resampled[0] - resampled[1], PERCENTILES))
+        look = partial(_shapes, quantile=quantile)
+        low, high = self._interval(self._logits, look, _NUM_SHAPE_RESAMPLES)
         self.difference = (first - second, low, high)
         found = (
             f"{first - second:+.3f} [{low:.3f}, {high:.3f}]; {margin:g} and an interval without 0 are needed"
