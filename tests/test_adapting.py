@@ -311,7 +311,7 @@ def test_method_that_is_not_linear_is_refused_with_those_that_are(tmp_path, meth
     [
         ({"method": "auto", "compare": {"tune": {"dataset": "x"}}}, r"compare\.methods\.0: agreement is not"),
         ({"token_rows": ["shared.weight"]}, "token_rows: an adapter has no rows of tokens"),
-        ({"output": {"format": "lora"}}, r"output\.format: 'lora' should be 'weights' or 'adapter'"),
+        ({"output": {"format": "lora"}}, r"output\.format: 'lora' should be 'weights', 'adapter' or 'sel"),
     ],
     ids=str,
 )
