@@ -1,7 +1,7 @@
 """Time mergekit from an environment of its own on the same files, for the methods that both have.
 
     python -m benchmarks.peers --python PYTHON                     # 0.25B parameters
-    python -m benchmarks.peers --python PYTHON --size 1b --write   # a table of docs/performance.md
+    python -m benchmarks.peers --python PYTHON --size 1b --write   # a table of docs/peers.md
 
 Both are treated alike: the same checkpoints in the page cache, weights, densities and size of shards; the
 anonymous memory of the process; the whole process; medians of `--repeat` runs after a first one. What takes

@@ -1,6 +1,6 @@
-"""Stored measurements of merges, and docs/performance.md, which is written from them alone.
+"""Stored measurements of merges, and docs/performance.md and peers.md, which are written from them alone.
 
-    python -m benchmarks.performance   # write the page again
+    python -m benchmarks.performance   # write the pages again
 
 `python -m benchmarks.run`, `.matrices`, `.sites`, `.peers`, `.processes`, `.selecting`, `.in_memory` and
 `.versus` measure. With `--write` each stores its own part for its own size, and the others stay.
@@ -19,15 +19,22 @@ Result = Mapping[str, Any]
 
 RESULTS = Path(__file__).parent / "results" / "performance.json"
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
+PEERS_PAGE = PAGE.with_name("peers.md")
 
 
 def show(part: str, result: Result, *, write: bool) -> None:
-    """Print what was measured; store it and write the page if asked to."""
+    """Print what was measured; store it and write the pages if asked to."""
     print(_PARTS[part][1](result))
     if write:
         results = load()
         RESULTS.write_text(json.dumps(with_result(results, part, result), indent=2) + "\n")
-        PAGE.write_text(page(load()))
+        write_pages()
+
+
+def write_pages() -> None:
+    """Write the pages from what is stored."""
+    for path, text in pages(load()).items():
+        path.write_text(text)
 
 
 def load() -> dict[str, dict[str, Any]]:
@@ -46,9 +53,16 @@ def with_result(results: Mapping[str, Result], part: str, result: Result) -> dic
     return {name: parts[name] for name in _PARTS if name in parts}
 
 
-def page(results: Mapping[str, Result]) -> str:
-    """Return docs/performance.md."""
-    written = [_TITLE]
+def pages(results: Mapping[str, Result]) -> dict[Path, str]:
+    """Return the text of each page: another tool's times have one of their own."""
+    peers = {part: sizes for part, sizes in results.items() if part == "peers"}
+    ours = {part: sizes for part, sizes in results.items() if part != "peers"}
+    return {PAGE: page(ours), PEERS_PAGE: page(peers, _PEERS_TITLE)}
+
+
+def page(results: Mapping[str, Result], title: str | None = None) -> str:
+    """Return a page of these results, with docs/performance.md's title if none is given."""
+    written = [title or _TITLE]
     for part, (preface, section) in _PARTS.items():
         if part in results:
             written += [preface, *map(section, results[part].values())]
@@ -278,6 +292,13 @@ said. Memory is what the processes of a command hold together of their own, with
 hundredth of a second; files that they map are not in it, because the system can take them back.
 """
 
+_PEERS_TITLE = """# Beside mergekit
+
+Written by `python -m benchmarks.performance` from `benchmarks/results/performance.json`, which the command
+named below fills. The checkpoints and the preference are those of [performance.md](performance.md): a base
+model and five tasks.
+"""
+
 _METHODS_PREFACE = """## Every method
 
 The floor is reading every byte of the inputs, and writing as many as the output has, plainly. The aim is to
@@ -319,7 +340,7 @@ is 1.15 times the floor, out of reach of files that are hashed: on two cores it 
 best. The table is of before sites shared chunks, samples and openings ([sites.md](sites.md)).
 """
 
-_PEERS_PREFACE = """## Beside mergekit
+_PEERS_PREFACE = """## The same merges
 
 The same files, weights, densities and size of shards, for methods that both have; for both the whole process,
 and as many threads as there are cores. mergekit computes in the checkpoints' dtype, which is its fastest way,
@@ -378,4 +399,4 @@ _PARTS: dict[str, tuple[str, Callable[[Result], str]]] = {
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(load()))
+    write_pages()
