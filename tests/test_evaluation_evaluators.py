@@ -397,3 +397,57 @@ def test_recipes_store_evaluators_with_their_options():
     recipe = parse_recipe(recipe_values(("a",), evaluation=evaluation))
     assert json.loads(json.dumps(recipe.to_dict()))["evaluation"]["evaluator"] == evaluation["evaluator"]
     assert evaluator_of(recipe.evaluation).prefix == "classify: "
+
+
+def losses(name: str, model: LoadedModel, examples: Dataset, smoothing=0.0, columns=None, **options):
+    found = make_evaluator(name, options)
+    (batch,) = found.encode(model, examples, columns or Columns(), len(examples))
+    return found.losses(model, batch, smoothing)
+
+
+def test_losses_to_train_by_are_minus_the_logarithms_of_the_scored_probabilities(causal, clip):
+    model, rows = (
+        loaded("log-likelihood", causal),
+        Dataset.from_dict({"text": ["the cat sat", "red dog ran the"]}),
+    )
+    found = losses("log-likelihood", model, rows)
+    scores = [outcome.score for outcome in outcomes("log-likelihood", model, rows)]
+    assert found.tolist() == pytest.approx([-score for score in scores], abs=1e-5)
+    model, rows = loaded("zero-shot-image-classification", clip), pictures()
+    options = {"classes": ("red", "blue"), "templates": ("{} cat ran",)}
+    found = losses("zero-shot-image-classification", model, rows, **options)
+    scored = outcomes("zero-shot-image-classification", model, rows, **options)
+    assert found.tolist() == pytest.approx([-math.log(one.probability) for one in scored], abs=1e-5)
+    found.sum().backward()
+    assert model.network.visual_projection.weight.grad.abs().sum() > 0
+    assert model.network.text_projection.weight.grad is None
+
+
+def test_a_question_trains_its_right_answer_alone(causal):
+    model = loaded("multiple-choice", causal)
+    rows = Dataset.from_dict(
+        {"question": ["the", "red"], "choices": [["cat", "dog sat ran"]] * 2, "label": [1, 0]}
+    )
+    found = losses("multiple-choice", model, rows)
+    assert found.tolist() == pytest.approx(
+        [-by_hand(model, [3, 5, 6, 7], 1) / 3, -by_hand(model, [8, 4], 1)], abs=1e-5
+    )
+
+
+def test_smoothing_spreads_a_share_of_the_target_over_all_answers(causal):
+    model, rows = loaded("log-likelihood", causal), Dataset.from_dict({"text": ["the cat"]})
+    with torch.no_grad():
+        chances = model.network(torch.tensor([[3]])).logits[0, 0].log_softmax(0)
+    expected = -0.8 * chances[4] - 0.2 * chances.mean()
+    assert losses("log-likelihood", model, rows, 0.2).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_a_text_to_text_model_trains_the_tokens_of_the_answer(seq2seq):
+    model = loaded("text-to-text", seq2seq)
+    rows = Dataset.from_dict({"text": ["the cat", "red"], "label": ["sat", "dog ran"]})
+    found = losses("text-to-text", model, rows)
+    for text, answer, loss in zip(rows["text"], rows["label"], found.tolist(), strict=True):
+        encoded, wanted = (model.processor(words, return_tensors="pt") for words in (text, answer))
+        assert loss == pytest.approx(
+            model.network(**encoded, labels=wanted["input_ids"]).loss.item(), abs=1e-5
+        )

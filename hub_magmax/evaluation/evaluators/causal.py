@@ -15,6 +15,7 @@ from hub_magmax.evaluation.evaluators.likelihoods import (
     answer_row,
     log_likelihoods,
     row_log_likelihood,
+    row_losses,
     text_row,
 )
 from hub_magmax.evaluation.evaluators.prompts import Prompter, Solved, describe_joint, shots_of
@@ -111,6 +112,10 @@ class LogLikelihood(_Prompted):
         for text in batch:
             yield 1.0, row_log_likelihood(model, text.row)
 
+    def losses(self, model: LoadedModel, batch: list[Text], smoothing: float) -> Tensor:
+        """Return minus the mean log-probability per token of each text."""
+        return row_losses(model, [text.row for text in batch], smoothing)
+
     def samples(self, model: LoadedModel, batches: Iterable[list[Text]]) -> list[Sample]:
         """Return the texts with their scores, and what the model itself goes on with after a prompt."""
         found = []
@@ -198,6 +203,10 @@ class MultipleChoice(_Prompted):
             for questions in batches
             for question, scores in zip(questions, self._scores(model, questions), strict=True)
         ]
+
+    def losses(self, model: LoadedModel, batch: list[Question], smoothing: float) -> Tensor:
+        """Return minus the mean log-probability per token of each question's right answer."""
+        return row_losses(model, [question.rows[question.right] for question in batch], smoothing)
 
     def samples(self, model: LoadedModel, batches: Iterable[list[Question]]) -> list[Sample]:
         """Return the questions, the answer that was chosen, and the right one."""

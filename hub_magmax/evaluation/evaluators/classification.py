@@ -71,6 +71,23 @@ class _Classification:
         likelihoods = logits.log_softmax(-1)
         yield from zip(likelihoods.detach().double().exp().tolist(), likelihoods, strict=True)
 
+    def losses(self, model: LoadedModel, batch: Batch, smoothing: float) -> Tensor:
+        """Return the cross-entropy of each example."""
+        import torch
+
+        encoded, classes, _ = batch
+        logits = torch.cat([model.output(**part.to(model.device)).logits for part in encoded])
+        return class_losses(logits, classes, smoothing)
+
+
+def class_losses(logits: Tensor, classes: list[int], smoothing: float) -> Tensor:
+    """Return the cross-entropy of each row with its class, of whose target a share goes to all classes."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    wanted = torch.tensor(classes, device=logits.device)
+    return cross_entropy(logits.float(), wanted, reduction="none", label_smoothing=smoothing)
+
 
 def class_outcomes(logits: Tensor, classes: list[int]) -> list[Outcome]:
     """Return whether each row's largest logit is that of its class, its probability and its margin."""

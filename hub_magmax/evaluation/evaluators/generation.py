@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from hub_magmax.evaluation.evaluators.texts import encode_texts, text_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
     from hub_magmax.evaluation.evaluators.loading import LoadedModel
 
@@ -87,6 +89,23 @@ class TextToText:
                 self._generated(model, inputs), inputs.answers, inputs.cut, strict=True
             )
         ]
+
+    def losses(self, model: LoadedModel, batch: Inputs, smoothing: float) -> Tensor:
+        """Return minus the mean log-probability per token of each answer."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        found, answers = [], iter(batch.answers)
+        for part in batch.encoded:
+            texts = list(islice(answers, len(part["input_ids"])))
+            labels = model.processor(text_target=texts, padding=True, truncation=True, return_tensors="pt")
+            wanted = labels["input_ids"].masked_fill(labels["attention_mask"] == 0, -100).to(model.device)
+            logits = model.output(**part.to(model.device), labels=wanted).logits.float()
+            losses = cross_entropy(
+                logits.transpose(1, 2), wanted, reduction="none", label_smoothing=smoothing
+            )
+            found.append(losses.sum(1) / (wanted != -100).sum(1))
+        return torch.cat(found)
 
     def samples(self, model: LoadedModel, batches: Iterable[Inputs]) -> list[Sample]:
         """Return the inputs, what was generated, and the labels' texts."""

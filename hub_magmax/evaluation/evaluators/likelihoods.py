@@ -191,6 +191,37 @@ def row_log_likelihood(model: LoadedModel, row: Row) -> Tensor:
     return total
 
 
+def row_losses(model: LoadedModel, rows: Sequence[Row], smoothing: float) -> Tensor:
+    """Return minus the mean log-probability of each row's tokens from its `first` one on, to be trained by.
+
+    The rows run together, filled up at the end.
+
+    Args:
+        model: A causal language model.
+        rows: Of one batch.
+        smoothing: Share of each token's target that goes to all tokens.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    length = max(len(row.tokens) for row in rows)
+    shape = len(rows), length
+    ids, seen, wanted = (torch.full(shape, value) for value in (0, 0, -100))
+    for tokens, mask, counted, row in zip(ids, seen, wanted, rows, strict=True):
+        tokens[: len(row.tokens)] = torch.tensor(row.tokens)
+        mask[: len(row.tokens)] = 1
+        counted[row.first : len(row.tokens)] = tokens[row.first : len(row.tokens)]
+    device = model.device
+    logits = model.output(
+        input_ids=ids[:, :-1].to(device), attention_mask=seen[:, :-1].to(device), use_cache=False
+    ).logits
+    losses = cross_entropy(
+        logits.float().transpose(1, 2), wanted[:, 1:].to(device), reduction="none", label_smoothing=smoothing
+    )
+    found: Tensor = losses.sum(1) / torch.tensor([row.num_counted for row in rows], device=device)
+    return found
+
+
 def _last_logits(model: LoadedModel, kept: int, **inputs: Any) -> Tensor:
     """Return the logits of the last `kept` places, which most models compute alone if told to."""
     told = {"logits_to_keep": kept} if "logits_to_keep" in _parameters(model.network) else {}

@@ -96,6 +96,8 @@ class Evaluator(Protocol):
         samples: A method like `outcomes` that returns a list of `Sample`; none.
         log_likelihoods: A method of a model and one batch of a single example: yields answers as pairs of a
             probability and its logarithm as a tensor that can be differentiated, for `fisher`; none.
+        losses: A method of a model, one batch, and the share of each target that is spread over all answers:
+            the loss of every example, as a tensor to be differentiated. Without it no model is trained.
         encode_unlabelled: A method like `encode` that reads no labels, for statistics of inputs, which takes
             the place of it there; `encode`.
         unit: Of the scores, such as "nats per token"; none.

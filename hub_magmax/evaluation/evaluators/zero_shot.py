@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from hub_magmax.evaluation.evaluators.classification import class_outcomes
+from hub_magmax.evaluation.evaluators.classification import class_losses, class_outcomes
 from hub_magmax.evaluation.evaluators.examples import batches_of, class_lookup, label_names
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
 
@@ -70,10 +70,23 @@ class ZeroShotImageClassification:
             with model.errors():
                 head = self.head(model)
             for encoded, classes in batches:
-                with model.errors():
-                    seen = model.network.get_image_features(**encoded.to(model.device)).pooler_output
-                found += class_outcomes(_unit(seen) @ head.T * model.network.logit_scale.exp(), classes)
+                found += class_outcomes(self._logits(model, encoded, head), classes)
         return found
+
+    def losses(self, model: LoadedModel, batch: tuple[Any, list[int]], smoothing: float) -> Tensor:
+        """Return the cross-entropy of each image; the head is the text tower's, and learns nothing by it."""
+        import torch
+
+        encoded, classes = batch
+        with torch.no_grad(), model.errors():
+            head = self.head(model)
+        return class_losses(self._logits(model, encoded, head), classes, smoothing)
+
+    def _logits(self, model: LoadedModel, encoded: Any, head: Tensor) -> Tensor:
+        with model.errors():
+            seen = model.network.get_image_features(**encoded.to(model.device)).pooler_output
+        logits: Tensor = _unit(seen) @ head.T * model.network.logit_scale.exp()
+        return logits
 
     def head(self, model: LoadedModel) -> Tensor:
         """Return one unit vector per class."""
