@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hub_magmax.studies import prefer as prefer
     from hub_magmax.studies import run_sites as run_sites
     from hub_magmax.studies import sweep as sweep
+    from hub_magmax.training.finetuning import finetune as finetune
 
 __version__ = "0.1.0"
 
@@ -59,6 +60,7 @@ _HOMES = {
     "diagnose": "studies",
     "evaluate": "evaluation.scoring",
     "explain": "planning.summary",
+    "finetune": "training.finetuning",
     "fleet_status": "fleet.status",
     "history": "fleet.history",
     "load_recipe": "recipe.loading",

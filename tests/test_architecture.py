@@ -24,7 +24,7 @@ KNOWN = Path(__file__).parent / "known_violations.json"
 #: Whose imports are looked at for circles and private names, and whose modules and functions have limits.
 EVERYTHING, LIMITED = ("hub_magmax", "benchmarks", "tests"), ("hub_magmax.", "benchmarks.")
 #: Folders of hub_magmax, its files besides `__init__` and `__main__`, and layers of its contract of imports.
-MAX_PACKAGES, MAX_MODULES, MAX_LAYERS = 14, 9, 10
+MAX_PACKAGES, MAX_MODULES, MAX_LAYERS = 15, 9, 10
 #: Lines of one module, and of hub_magmax altogether.
 MAX_LINES, MAX_TOTAL_LINES = 400, 22_000
 #: Of a function, besides `self` and `cls`; more where it is compiled, by one of these decorators.

@@ -22,6 +22,7 @@ VERBS = {
     "diagnose": "analysing",
     "doctor": "doctor",
     "evaluate": "evaluating",
+    "finetune": "training",
     "fleet": "fleet",
     "history": "fleet",
     "import": "importing",

@@ -31,6 +31,8 @@ def validate(asked: RecipeOptions) -> Answer:
     sites = f", {number_of(len(found.sites), 'site')}" if found.sites else ""
     lines = [f"{name}: valid, {number_of(len(found.tasks), 'task')}, {found.method.name}{sites}"]
     lines += [f"note: {place}: there is no {_models(found)[place]} on this machine" for place in missing]
+    if missing and found.training is not None:
+        lines.append("`hub-magmax finetune` makes the checkpoints of the tasks that have training data")
     lines.append("checkpoints were not opened: `hub-magmax plan` reads their headers")
     if found.evaluation is not None or found.compare is not None or found.is_measured:
         lines.append(

@@ -20,6 +20,7 @@ from hub_magmax.recipe.evaluation_checks import guard_problems, prompt_problems
 from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
+from hub_magmax.recipe.named import EvaluatorChoice, Named
 from hub_magmax.recipe.norm_checks import norm_problems
 from hub_magmax.recipe.option_checks import missed_tasks, option_tasks
 from hub_magmax.recipe.output_checks import adapter_problems, output_problems, selection_problems
@@ -27,9 +28,10 @@ from hub_magmax.recipe.own_base_checks import own_base_problems
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
 from hub_magmax.recipe.rule_checks import named_tasks, rule_problems, takers, takes_coefficients
-from hub_magmax.recipe.schema import MAX_TRIED, EvaluatorChoice, Method, Named, Recipe, Sweep
+from hub_magmax.recipe.schema import MAX_TRIED, Method, Recipe, Sweep
 from hub_magmax.recipe.statistics_checks import statistics_problems
 from hub_magmax.recipe.tokenizer import tokenizer_problems
+from hub_magmax.recipe.training_checks import training_problems
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry
 from hub_magmax.text import holds_control, holds_token, nearest, shown
@@ -82,7 +84,7 @@ def _written(values: dict[str, Any]) -> Iterator[tuple[KeyPath, type[Named], Reg
     if method != AUTO and not (isinstance(method, dict) and method.get("name") == AUTO):
         yield ("method",), Method, METHODS, method
     compare = values.get("compare")
-    for key, default in (("evaluation", {}), ("statistics", None)):
+    for key, default in (("evaluation", {}), ("statistics", None), ("training", None)):
         spec = values.get(key)
         if isinstance(spec, dict) and (evaluator := spec.get("evaluator", default)) is not None:
             yield (key, "evaluator"), EvaluatorChoice, EVALUATORS, evaluator
@@ -168,15 +170,20 @@ def _names_in(preference: Preference, path: KeyPath) -> Iterator[tuple[KeyPath, 
 def _used_names(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     for path, preference in _preferences(recipe):
         yield from _names_in(preference, path)
-    if recipe.evaluation:
-        yield from ((("evaluation", "tasks", name), name) for name in recipe.evaluation.tasks)
-    if recipe.statistics:
-        yield from ((("statistics", "data", name), name) for name in recipe.statistics.data)
+    yield from _data_names(recipe)
     if recipe.output.files_from != "base_model":
         yield ("output", "files_from"), recipe.output.files_from
     for index, rule in enumerate(recipe.tensors):
         yield from ((("tensors", index, *key), name) for key, name in named_tasks(rule))
     yield from option_tasks(recipe)
+
+
+def _data_names(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
+    """Yield the names under which tasks have data."""
+    if recipe.evaluation:
+        yield from ((("evaluation", "tasks", name), name) for name in recipe.evaluation.tasks)
+    for key, spec in (("statistics", recipe.statistics), ("training", recipe.training)):
+        yield from (((key, "data", name), name) for name in (spec.data if spec else ()))
 
 
 def _weight_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -337,6 +344,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _tokenizer_problems: frozenset({"tasks", "tokenizer"}),
     guard_problems: frozenset({"tasks", "evaluation"}),
     prompt_problems: frozenset({"evaluation"}),
+    training_problems: frozenset({"tasks", "training", "evaluation"}),
 }
 
 

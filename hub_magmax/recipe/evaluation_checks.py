@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hub_magmax.errors import Problem
+from hub_magmax.errors import KeyPath, Problem
 from hub_magmax.recipe.problems import conflict
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.values import Data
 from hub_magmax.registry import EVALUATORS
 
 
@@ -21,14 +22,24 @@ def prompt_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield keys of prompts where the evaluator has none: they would be left out in silence."""
     if recipe.evaluation is None:
         return
-    name = recipe.evaluation.evaluator.name
-    if not EVALUATORS.knows(name) or getattr(EVALUATORS.get(name).make, "has_prompts", False):
-        return  # an unknown one is reported with its name
     for part, found in (("tasks", recipe.evaluation.tasks), ("guard", recipe.evaluation.guard)):
         for task, data in found.items():
-            for key in data.prompt_keys:
-                yield conflict(
-                    ("evaluation", part, task, key),
-                    f"the evaluator {name} has no prompts",
-                    "leave the key out, or choose another evaluator",
-                )
+            yield from unread_prompts(recipe.evaluation.evaluator.name, ("evaluation", part, task), data)
+
+
+def unread_prompts(evaluator: str, path: KeyPath, data: Data) -> Iterator[Problem]:
+    """Yield the keys of prompts of data that an evaluator does not read.
+
+    Args:
+        evaluator: Its name; an unknown one is reported elsewhere.
+        path: Of the data.
+        data: Names the examples.
+    """
+    if not EVALUATORS.knows(evaluator) or getattr(EVALUATORS.get(evaluator).make, "has_prompts", False):
+        return
+    for key in data.prompt_keys:
+        yield conflict(
+            (*path, key),
+            f"the evaluator {evaluator} has no prompts",
+            "leave the key out, or choose another evaluator",
+        )

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     model_validator,
@@ -22,11 +21,13 @@ from hub_magmax.recipe.blocks import MAX_BLOCKS
 from hub_magmax.recipe.layers import LayerSlice
 from hub_magmax.recipe.lockfile import own_base_name
 from hub_magmax.recipe.model_names import expanded
+from hub_magmax.recipe.named import EvaluatorChoice, Named
 from hub_magmax.recipe.norms import Norms
 from hub_magmax.recipe.options import in_task_order
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.tensor_rules import TensorRule
 from hub_magmax.recipe.tokenizer import Tokenizer
+from hub_magmax.recipe.training import Training
 from hub_magmax.recipe.values import (
     AUTO,
     MAX_TASKS,
@@ -70,24 +71,6 @@ class Task(Spec):
     statistics: Place | None = None
 
 
-class Named(Spec):
-    """Something registered under a name, and its options; a bare name has none."""
-
-    # Options depend on the name: they are checked against what is registered, not by this class.
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str
-
-    @model_validator(mode="before")
-    @classmethod
-    def _allow_bare_name(cls, value: Any) -> Any:
-        return {"name": value} if isinstance(value, str) else value
-
-    @property
-    def options(self) -> dict[str, Any]:
-        return dict(self.model_extra or {})
-
-
 class Method(Named):
     """A registered method, its scaling coefficient λ and its options.
 
@@ -101,12 +84,6 @@ class Method(Named):
     @property
     def is_auto(self) -> bool:
         return AUTO in (self.name, self.scaling)
-
-
-class EvaluatorChoice(Named):
-    """A registered evaluator and its options."""
-
-    name: str = "image-classification"
 
 
 class Correction(Spec):
@@ -289,7 +266,8 @@ class Recipe(Spec):
     of the task before it (`sequence`). `layers` says of which blocks of which sources the output's blocks are
     made; by default they are the base model's. `token_rows` are globs over the tensors with a row per token,
     which are matched by token where the vocabularies of the checkpoints differ; `tokenizer` says whose
-    vocabulary the merged model has. `trusted_links` are folders
+    vocabulary the merged model has. `training` says how `hub-magmax finetune` makes the tasks' checkpoints;
+    a merge depends on their bytes alone. `trusted_links` are folders
     that links of checkpoints may lead to, such as the cache of DVC. `sites` are merged from one read of the
     checkpoints, each with the values that it has in place of the recipe's.
     """
@@ -308,6 +286,7 @@ class Recipe(Spec):
     tokenizer: Tokenizer | None = None
     trusted_links: tuple[Place, ...] | None = None
     statistics: Statistics | None = None
+    training: Training | None = None
     evaluation: Evaluation | None = None
     compare: Compare | None = None
     sweep: Sweep | None = None

@@ -1,0 +1,52 @@
+"""Verb that trains the checkpoints of a recipe's tasks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hub_magmax.cli.options import RecipeOptions, changed_recipe, from_cache_option
+from hub_magmax.cli.terminal import Answer, progress, say, verb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hub_magmax.training.finetuning import Trained
+
+
+@verb
+@changed_recipe
+@from_cache_option
+def finetune(asked: RecipeOptions) -> Answer:
+    """Train the checkpoints of RECIPE's tasks that are not there yet.
+
+    `training` of RECIPE names each task's examples and says how it is trained. A checkpoint that is there
+    stays as it is, and an interrupted training goes on after its last stored step.
+
+    \b
+    Examples:
+      hub-magmax finetune recipe.yaml
+      hub-magmax finetune recipe.yaml --set training.epochs=2
+    """
+    from hub_magmax.cli.recipe_and_lock import read_recipe
+    from hub_magmax.processes import find_processes
+    from hub_magmax.training.finetuning import finetune as do_finetune
+
+    found, processes = read_recipe(asked), find_processes(say)
+    trained = do_finetune(found, processes=processes, report=say, progress=progress)
+    if not processes.is_first:
+        return Answer({}, "")
+    return Answer({"tasks": [one.to_dict() for one in trained]}, _table(trained))
+
+
+def _table(trained: Sequence[Trained]) -> str:
+    """Return a line for each task: its checkpoint, whether it is new, and how its loss went."""
+    rows = [(one.task, one.model, "trained" if one.is_new else "was there", _losses(one)) for one in trained]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = (
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)) for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _losses(one: Trained) -> str:
+    return f"loss {one.loss[0]:.4g} at first, {one.loss[-1]:.4g} at last" if one.loss else ""

@@ -1,0 +1,52 @@
+"""Training of the tasks' checkpoints, as a recipe asks for it: data, length, optimiser, order."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hub_magmax.recipe.named import EvaluatorChoice
+from hub_magmax.recipe.values import MAX_PLACE_LENGTH, MAX_TASKS, Data, Number, Positive, Spec, TaskName
+
+
+class TrainingData(Data):
+    """Examples that a task is trained on: by default the split `train`."""
+
+    split: str = "train"
+
+
+class Training(Spec):
+    """How `hub-magmax finetune` makes the checkpoints of tasks whose folders are not there yet.
+
+    `data` names the examples of each task. `order: sequential` begins each task at the checkpoint of the task
+    before it, the first at the base model; `from_base` begins all at the base model. `evaluator` says how
+    models read examples, by default as in `evaluation`. A task takes `epochs` passes over its examples, or
+    `steps` of `batch_size` examples. AdamW's learning rate rises to `learning_rate` over the share `warmup`
+    of the steps, and then follows `schedule`. `clip_norm` is the most that the norm of a gradient may be.
+    `frozen` are globs over names of parameters that keep their values. Without `seed` it is the recipe's.
+    `checkpoint_every` is the number of steps after which an interrupted training can go on.
+    """
+
+    data: Annotated[dict[TaskName, TrainingData], Field(min_length=1, max_length=MAX_TASKS)]
+    order: Literal["sequential", "from_base"] = "sequential"
+    evaluator: EvaluatorChoice | None = None
+    epochs: Positive | None = None
+    steps: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[Positive, Field(le=1000)] = 1e-5
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
+    clip_norm: Positive | None = 1.0
+    label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    frozen: tuple[Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH)], ...] = ()
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
+    checkpoint_every: Annotated[int, Field(ge=1)] = 100
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Training:
+        if (self.epochs is None) == (self.steps is None):
+            both = "epochs and steps both say" if self.steps else "nothing says"
+            raise ValueError(f"{both} how long a task is trained; write either, such as epochs: 3")
+        return self

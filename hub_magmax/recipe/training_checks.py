@@ -1,0 +1,71 @@
+"""Checks of a recipe's training against its tasks, and against what its evaluator can do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from hub_magmax.errors import Problem
+from hub_magmax.recipe.evaluation_checks import unread_prompts
+from hub_magmax.recipe.named import EvaluatorChoice
+from hub_magmax.recipe.problems import conflict
+from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.statistics_checks import is_local
+from hub_magmax.registry import EVALUATORS
+
+
+def training_evaluator(recipe: Recipe) -> EvaluatorChoice:
+    """Return what says how models read examples in training: its own evaluator, or the evaluation's."""
+    own = recipe.training.evaluator if recipe.training else None
+    return own or (recipe.evaluation.evaluator if recipe.evaluation else EvaluatorChoice())
+
+
+def training_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what keeps the recipe's training from making the checkpoints that the recipe merges."""
+    spec = recipe.training
+    if spec is None:
+        return
+    yield from _place_problems(recipe)
+    yield from _base_problems(recipe)
+    name = training_evaluator(recipe).name
+    if not EVALUATORS.knows(name):
+        return  # reported with its name
+    if not hasattr(EVALUATORS.get(name).make, "losses"):
+        key = ("training", "evaluator") if spec.evaluator else ("training",)
+        hint = "name one that has, such as evaluator: text-classification"
+        yield conflict(key, f"the evaluator {name} has no loss to train by", hint)
+    for task, data in spec.data.items():
+        yield from unread_prompts(name, ("training", "data", task), data)
+
+
+def _place_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield tasks with training data that have no folder of their own on this machine."""
+    assert recipe.training is not None
+    folders = {"base_model": _folder(recipe, recipe.base_model)}
+    for number, task in enumerate(recipe.tasks):
+        key = ("tasks", number, "model")
+        if task.name in recipe.training.data and not is_local(recipe, task.model):
+            text = f"{task.model!r} is no folder here, and `finetune` writes checkpoints into folders"
+            yield conflict(
+                key, text, f"write ./{task.model}, or leave out training.data.{task.name} of a finished one"
+            )
+        folder = _folder(recipe, task.model)
+        other = next((name for name, found in folders.items() if found == folder), None)
+        if other is not None and task.name in recipe.training.data:
+            text = f"this is the checkpoint of {other} too"
+            yield conflict(key, text, "give each task that is trained a folder of its own")
+        folders[task.name] = folder
+
+
+def _folder(recipe: Recipe, place: str) -> str:
+    return os.path.normpath(recipe.folder / place) if is_local(recipe, place) else place
+
+
+def _base_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield bases of tasks that a sequence does not begin at."""
+    if recipe.training is None or recipe.training.order == "from_base":
+        return
+    for number, task in enumerate(recipe.tasks):
+        if task.base is not None and task.name in recipe.training.data:
+            text = "in a sequence a task begins at the task before it, not at a base of its own"
+            yield conflict(("tasks", number, "base"), text, "leave it out, or write order: from_base")

@@ -1,0 +1,1 @@
+"""Training of the checkpoints that a recipe merges: one function, `finetuning.finetune`."""

@@ -1,0 +1,260 @@
+"""Checkpoints of a recipe's tasks, trained one after the other; those that are there stay."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub_magmax.checkpoints.locations import location_of
+from hub_magmax.checkpoints.opening import open_source
+from hub_magmax.checkpoints.pinning import copied_files, copy_side_file, lock_source
+from hub_magmax.errors import RecipeError
+from hub_magmax.evaluation.columns import examples_for
+from hub_magmax.evaluation.data import fingerprint
+from hub_magmax.evaluation.data_keys import about_data
+from hub_magmax.evaluation.evaluators import Evaluator, columns_of, make_evaluator
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model, without_bars
+from hub_magmax.files import from_here, os_errors, write_text
+from hub_magmax.processes import Processes, find_processes
+from hub_magmax.recipe.arguments import checked, opened
+from hub_magmax.recipe.loading import RecipeLike, as_recipe
+from hub_magmax.recipe.lockfile import LockedSource
+from hub_magmax.recipe.model_names import expanded, is_there
+from hub_magmax.recipe.schema import Recipe, Task
+from hub_magmax.recipe.statistics_checks import is_local
+from hub_magmax.recipe.training import Training
+from hub_magmax.recipe.training_checks import training_evaluator
+from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
+from hub_magmax.training.record import RECORD_NAME, TrainingRecord, check_same, in_parts, read_record
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from hub_magmax.training.states import TrainingFolder
+
+#: Values of `training` that decide no byte of a checkpoint.
+_WITHOUT_EFFECT = ("data", "checkpoint_every", "evaluator")
+
+#: Packages whose versions can change the bytes of a checkpoint.
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Checkpoint of one task after `finetune`.
+
+    Attributes:
+        task: Its name.
+        model: Its checkpoint, as the recipe names it.
+        is_new: Whether it was trained just now.
+        loss: Means over successive parts of its training; empty for one that was not trained by us.
+    """
+
+    task: str
+    model: str
+    is_new: bool
+    loss: tuple[float, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the values as JSON has them."""
+        return {"task": self.task, "model": self.model, "is_new": self.is_new, "loss": [*self.loss]}
+
+
+@checked
+def finetune(
+    recipe: RecipeLike,
+    *,
+    processes: Processes | None = None,
+    report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
+) -> tuple[Trained, ...]:
+    """Train the checkpoint of each task whose folder is not there yet, in the recipe's order.
+
+    What is there is not touched, and has to be of the training that the recipe describes, if it was made by
+    this function. An interrupted call goes on after the last state that it kept, and on a CPU ends with the
+    same bytes. Under `accelerate launch` or torchrun every process computes a share of each step.
+
+    Args:
+        recipe: Its `training` says how; its tasks say where.
+        processes: Which of how many processes this is; found from the launcher by default.
+        report: Called with a line before each step of the work, and about the loss.
+        progress: Called with each task's steps, what is done and the unit; opens what is called with the
+            steps that are done.
+
+    Returns:
+        All tasks of the recipe, in order.
+
+    Raises:
+        RecipeError: If the recipe has no `training`, or nothing to train a missing checkpoint on.
+        EvaluationError: If a model or examples cannot be used.
+        OutputError: If a folder was trained otherwise, or cannot be written.
+        NonFiniteError: If a loss is not finite.
+    """
+    from hub_magmax.training.loop import undisturbed
+
+    found = as_recipe(recipe)
+    spec = found.training
+    if spec is None:
+        raise RecipeError(
+            "the recipe has no `training`, so there is nothing to do",
+            key=("training",),
+            hint="Write training: {epochs: 3, data: {TASK: {dataset: ..., split: train}}}.",
+        )
+    school = _School(found, spec, processes or find_processes(report), report, progress)
+    missing = school.processes.first_decides(school.missing)
+    with undisturbed():
+        examples = {task.name: school.examples(task) for task in found.tasks if task.name in missing}
+        return tuple(
+            school.train(task, examples[task.name]) if task.name in missing else school.present(task)
+            for task in found.tasks
+        )
+
+
+@dataclass(frozen=True)
+class _School:
+    """Trains tasks of one recipe."""
+
+    recipe: Recipe
+    spec: Training
+    processes: Processes
+    report: Report
+    progress: ProgressBar
+
+    def missing(self) -> frozenset[str]:
+        """Return the tasks that have to be trained."""
+        tasks = [task for task in self.recipe.tasks if is_local(self.recipe, task.model)]
+        tasks = [task for task in tasks if not is_there(self._path(task))]
+        for task in tasks:
+            if task.name not in self.spec.data:
+                raise RecipeError(
+                    f"there is neither a checkpoint of {task.name} nor data to train it on",
+                    key=("training", "data"),
+                    expected=f"{from_here(self._path(task))}, or examples",
+                    hint=f"Name them: training.data.{task.name}: {{dataset: ..., split: train}}.",
+                )
+        if tasks and self.spec.batch_size < self.processes.count:
+            raise RecipeError(
+                f"{self.processes.count} processes share a step of {self.spec.batch_size} examples",
+                key=("training", "batch_size"),
+                hint="Start fewer processes, or give each step more examples.",
+            )
+        return frozenset(task.name for task in tasks)
+
+    def _path(self, task: Task) -> Path:
+        return (self.recipe.folder / expanded(task.model)).absolute()
+
+    def _start(self, task: Task) -> str:
+        """Return the name of the checkpoint that a task begins at."""
+        if self.spec.order == "from_base":
+            return task.base or self.recipe.base_model
+        before = self.recipe.tasks[: self.recipe.task_names.index(task.name)]
+        return before[-1].model if before else self.recipe.base_model
+
+    def _settings(self, task: Task) -> dict[str, Any]:
+        settings = self.spec.model_dump(mode="json", exclude={*_WITHOUT_EFFECT})
+        choice = training_evaluator(self.recipe)
+        evaluator = {"name": choice.name, **choice.options}
+        data = self.spec.data[task.name].model_dump(mode="json", exclude_none=True)
+        return {
+            **settings,
+            "seed": self.seed,
+            "evaluator": evaluator,
+            "start": self._start(task),
+            "data": data,
+        }
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed if self.spec.seed is None else self.spec.seed
+
+    def present(self, task: Task) -> Trained:
+        """Return a checkpoint that is there; raise OutputError if the recipe describes another one."""
+        record = None
+        if is_local(self.recipe, task.model):
+            record = read_record(self._path(task) / RECORD_NAME)
+        if record is not None and task.name in self.spec.data:
+            check_same(record, {"settings": self._settings(task)}, self._path(task))
+        self.report(f"{task.name}: {task.model} is there{'' if record else ', trained elsewhere'}")
+        return Trained(task.name, task.model, False, tuple((record or {}).get("loss") or ()))
+
+    @property
+    def _evaluator(self) -> Evaluator:
+        choice = training_evaluator(self.recipe)
+        return make_evaluator(choice.name, choice.options)
+
+    def examples(self, task: Task) -> Dataset:
+        return examples_for(self._evaluator, self.spec.data[task.name], self.recipe, {})
+
+    def train(self, task: Task, rows: Dataset) -> Trained:
+        """Train one task, and write its checkpoint."""
+        from hub_magmax.training.loop import Examples, frozen_parameters, train
+        from hub_magmax.training.order import ExampleOrder, seed_of
+        from hub_magmax.training.states import TrainingFolder
+
+        data, evaluator, folder = self.spec.data[task.name], self._evaluator, TrainingFolder(self._path(task))
+        order = ExampleOrder(len(rows), self.spec.batch_size, seed_of(self.seed, f"task {task.name}"))
+        num_steps = self.spec.steps or order.num_steps(self.spec.epochs or 1)
+        doing = f"training {task.name} for {number_of(num_steps, 'step')}, from {self._start(task)}"
+        with step(doing, self.report):
+            locked = lock_source(self.recipe, self._start(task), hash_files=True)
+            record = self._record(task, locked, rows, num_steps)
+            with folder.claimed(record) if self.processes.is_first else nullcontext():
+                model = self._model(locked, evaluator)
+                dtype = model.network.dtype
+                model.network.float()
+                frozen_parameters(model, self.spec.frozen)
+                examples = Examples(evaluator, rows, columns_of(data), order)
+                with (
+                    about_data(self.recipe, data),
+                    opened(self.progress, num_steps, doing, "steps") as advance,
+                ):
+                    losses = train(
+                        model,
+                        examples,
+                        self.spec,
+                        num_steps,
+                        folder,
+                        self.processes,
+                        self._told(task),
+                        advance,
+                    )
+                record = replace(record, loss=in_parts(losses))
+                model.network.to(dtype)
+                if self.processes.is_first:
+                    self._write(model, locked, folder, record)
+            self.processes.wait()
+        return Trained(task.name, task.model, True, record.loss)
+
+    def _told(self, task: Task) -> Report:
+        return lambda line: self.report(f"{task.name}: {line}")
+
+    def _model(self, locked: LockedSource, evaluator: Evaluator) -> LoadedModel:
+        place = location_of(locked, self.recipe.folder).model_place
+        return load_model(place, evaluator.model_class, evaluator.processor_class, "training")
+
+    def _record(self, task: Task, locked: LockedSource, rows: Dataset, num_steps: int) -> TrainingRecord:
+        known = {"examples": len(rows), "fingerprint": fingerprint(rows, rows.column_names)}
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        start = {file.path: file.sha256 for file in locked.files}
+        run = {"steps": num_steps, "processes": self.processes.count, "precision": precision}
+        versions = {name: version(name) for name in _PACKAGES}
+        return TrainingRecord(task.name, self._settings(task), start, known, run | versions)
+
+    def _write(
+        self, model: LoadedModel, locked: LockedSource, folder: TrainingFolder, record: TrainingRecord
+    ) -> None:
+        """Write weights, the files beside those of the start, and the record; then give all its name."""
+        finished = folder.finished
+        with os_errors(finished), without_bars():
+            shutil.rmtree(finished, ignore_errors=True)
+            model.network.save_pretrained(finished)
+        with closing(open_source(self.recipe, locked)) as source:
+            for path in copied_files(source, locked):
+                copy_side_file(source, path, locked, finished)
+        write_text(finished / RECORD_NAME, record.to_json())
+        folder.publish()

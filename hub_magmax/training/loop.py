@@ -1,0 +1,205 @@
+"""Loop of one task's training: loss, gradient, step, state, on accelerate's devices and processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from hub_magmax.errors import NonFiniteError, RecipeError
+from hub_magmax.evaluation.evaluators import Columns, Evaluator
+from hub_magmax.evaluation.evaluators.loading import LoadedModel
+from hub_magmax.processes import Processes
+from hub_magmax.recipe.training import Training
+from hub_magmax.text import Report, nearest
+from hub_magmax.training.order import ExampleOrder, seed_of
+from hub_magmax.training.states import TrainingFolder
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+#: Lines about the loss in one task's training.
+NUM_REPORTS = 10
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Examples of a task, as its model reads them.
+
+    Attributes:
+        evaluator: Encodes them, and gives each a loss.
+        rows, columns: All examples, and their columns.
+        order: Which of them a step sees.
+    """
+
+    evaluator: Evaluator
+    rows: Dataset
+    columns: Columns
+    order: ExampleOrder
+
+    def encoded(self, model: LoadedModel, step: int, processes: Processes) -> tuple[Any, float]:
+        """Return this process's share of a step's examples, and by what its summed loss is multiplied.
+
+        accelerate takes the mean of the processes' gradients, which is then that of all examples of the step.
+        """
+        numbers = self.order.batch(step)
+        own = numbers[processes.rank :: processes.count]
+        (batch,) = self.evaluator.encode(model, self.rows.select(own), self.columns, len(own))
+        return batch, processes.count / len(numbers)
+
+
+class _Losses(nn.Module):
+    """A network inside a module whose output is the loss, so that any network is trained by processes."""
+
+    def __init__(self, model: LoadedModel, evaluator: Evaluator, smoothing: float) -> None:
+        super().__init__()
+        self.network, self._model, self._smoothing = model.network, model, smoothing
+        self._losses: Any = evaluator.losses  # type: ignore[attr-defined]  # optional, and checked before
+
+    def forward(self, batch: Any, factor: float) -> Tensor:
+        loss: Tensor = self._losses(self._model, batch, self._smoothing).sum() * factor
+        return loss
+
+
+def train(
+    model: LoadedModel,
+    examples: Examples,
+    spec: Training,
+    num_steps: int,
+    folder: TrainingFolder,
+    processes: Processes,
+    report: Report,
+    advance: Callable[[int], None] | None,
+) -> list[float]:
+    """Train a model in place, from its latest state if there is one, and return the loss of each step.
+
+    Args:
+        model: In float32; what the recipe freezes is frozen.
+        examples: Of the task.
+        spec: How to train.
+        num_steps: Of the whole training.
+        folder: Where states are kept.
+        processes: Which of how many this is.
+        report: Called with lines about the loss.
+        advance: Called with the number of steps that were done.
+
+    Raises:
+        NonFiniteError: If the loss is not finite.
+    """
+    kwargs = DistributedDataParallelKwargs(find_unused_parameters=True)  # as CLIP's text tower
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False, kwargs_handlers=[kwargs]
+    )
+    network = _Losses(model, examples.evaluator, spec.label_smoothing)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
+    schedule = get_scheduler(_SCHEDULES[spec.schedule], optimizer, int(spec.warmup * num_steps), num_steps)
+    network, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
+    model.network.train()
+    advance = advance or (lambda count: None)
+    losses = _resume(accelerator, folder, processes)
+    if losses:
+        report(f"going on after step {len(losses):,} of {num_steps:,}")
+        advance(len(losses))
+    for step in range(len(losses), num_steps):
+        # Dropout depends on the step alone, whatever was drawn before.
+        torch.manual_seed(seed_of(examples.order.seed, f"step {step}, process {processes.rank}"))
+        batch, factor = examples.encoded(model, step, processes)
+        loss = network(batch, factor)
+        accelerator.backward(loss)
+        if spec.clip_norm is not None:
+            accelerator.clip_grad_norm_(trained, spec.clip_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(_finite(accelerator.reduce(loss.detach(), "mean").item(), step))
+        advance(1)
+        _tell(losses, num_steps, report)
+        if len(losses) % spec.checkpoint_every == 0 and len(losses) < num_steps:
+            _keep(accelerator, folder, losses, processes)
+    model.network.eval()
+    return losses
+
+
+def _resume(accelerator: Accelerator, folder: TrainingFolder, processes: Processes) -> list[float]:
+    """Load the latest state, and return the losses until then; none where there is no state."""
+    state = processes.first_decides(lambda: folder.latest)
+    if state is None:
+        return []
+    accelerator.load_state(str(state))
+    return folder.losses(state)
+
+
+def _keep(
+    accelerator: Accelerator, folder: TrainingFolder, losses: list[float], processes: Processes
+) -> None:
+    """Write the state after the last step."""
+    place = processes.first_decides(lambda: folder.writing(len(losses)))
+    accelerator.save_state(str(place))
+    processes.wait()
+    processes.first_decides(lambda: folder.keep(place, losses))
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the loss is {loss} in step {step + 1:,}",
+            where="training",
+            expected="a finite loss",
+            hint="Lower training.learning_rate, or clip gradients by training.clip_norm.",
+        )
+    return loss
+
+
+def _tell(losses: list[float], num_steps: int, report: Report) -> None:
+    """Report the mean loss of each tenth of the steps at its end."""
+    done = len(losses)
+    part = -(-num_steps // NUM_REPORTS)
+    if done % part == 0 or done == num_steps:
+        last = losses[-(done % part or part) :]
+        report(f"step {done:,} of {num_steps:,}: loss {sum(last) / len(last):.4g}")
+
+
+def frozen_parameters(model: LoadedModel, patterns: tuple[str, ...]) -> None:
+    """Freeze the parameters whose names match one of the globs.
+
+    Raises:
+        RecipeError: If a glob matches none, or all of them are frozen.
+    """
+    names = [name for name, _ in model.network.named_parameters()]
+    for index, pattern in enumerate(patterns):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise RecipeError(
+                f"no parameter of {model.name} matches {pattern!r}",
+                key=("training", "frozen", index),
+                expected=f"a glob over names such as {names[0]} and {names[-1]}",
+                hint=nearest(pattern, names).capitalize(),
+            )
+    for name, parameter in model.network.named_parameters():
+        parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in patterns))
+    if not any(parameter.requires_grad for parameter in model.network.parameters()):
+        raise RecipeError("every parameter is frozen, so nothing is trained", key=("training", "frozen"))
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Leave the random numbers of the process, and accelerate's idea of its device, as they were."""
+    states = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            for kind, state in states:  # an Accelerator would otherwise keep the process on the CPU
+                kind._shared_state.clear()
+                kind._shared_state.update(state)

@@ -1,0 +1,94 @@
+"""Record of a task's training: what decided the checkpoint's bytes, and the loss on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from hub_magmax.errors import OutputError
+from hub_magmax.files import from_here, read_json
+from hub_magmax.text import shown
+
+#: File of a checkpoint's record, beside its weights.
+RECORD_NAME = "finetune_report.json"
+
+#: Parts in which the losses of all steps are stored, each as a mean.
+NUM_PARTS = 20
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """Training of one task.
+
+    Attributes:
+        task: Its name.
+        settings: Values of `training` that count for it.
+        start: Name of the checkpoint that it began at, and its hashes.
+        data: Names, number and fingerprint of its examples.
+        run: Steps, processes, precision and versions of packages.
+        loss: Means over successive parts of the steps, each of the same length.
+    """
+
+    task: str
+    settings: Mapping[str, Any]
+    start: Mapping[str, Any]
+    data: Mapping[str, Any]
+    run: Mapping[str, Any]
+    loss: tuple[float, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, dict[str, Any]]:
+        """What decides the bytes, as JSON has it."""
+        found: dict[str, dict[str, Any]] = json.loads(self.to_json())
+        return {part: found[part] for part in ("settings", "start", "data", "run")}
+
+    def to_json(self) -> str:
+        return json.dumps({"format": 1, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the values of a stored record, None where there is none.
+
+    Raises:
+        OutputError: If it cannot be read.
+    """
+    if not path.is_file():
+        return None
+    unreadable = OutputError(
+        "this record of a training cannot be read",
+        where=from_here(path),
+        hint="Delete its folder, and the task is trained again.",
+    )
+    return read_json(path.read_bytes(), dict[str, Any], unreadable)[0]
+
+
+def check_same(found: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Raise OutputError where a stored record differs in a value.
+
+    Args:
+        found: Values of the stored record.
+        wanted: Values of now, by part of the record.
+        path: The folder that was trained.
+    """
+    for part, values in wanted.items():
+        stored = found.get(part)
+        stored = stored if isinstance(stored, dict) else {}
+        if changed := [key for key in {**stored, **values} if stored.get(key) != values.get(key)]:
+            key = changed[0]
+            raise OutputError(
+                f"this was trained otherwise: {key if part == 'settings' else f'{part}, {key}'} was "
+                f"{shown(stored.get(key))}, and is {shown(values.get(key))} now",
+                where=from_here(path),
+                expected="the training that the recipe describes",
+                hint="Name another folder for the task; or delete this one, and it is trained again.",
+            )
+
+
+def in_parts(losses: Sequence[float]) -> tuple[float, ...]:
+    """Return the means of at most `NUM_PARTS` successive parts of the losses."""
+    size = -(-len(losses) // NUM_PARTS)
+    parts = [losses[start : start + size] for start in range(0, len(losses), size)]
+    return tuple(sum(part) / len(part) for part in parts)

@@ -1,0 +1,298 @@
+"""Training of tasks' checkpoints: values by an oracle, order, resuming to the byte, refusals."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import hub_magmax as hm
+from hub_magmax.cli import main
+from hub_magmax.errors import NonFiniteError, OutputError, RecipeError
+from hub_magmax.files import code_digest
+from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.training.order import ExampleOrder
+from tests.families import yaml_text
+from tests.learners import CLASSES, TEXTS, training_recipe, write_learner
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory):
+    return write_learner(tmp_path_factory.mktemp("learner"))
+
+
+@pytest.fixture(scope="module")
+def trained(learner, tmp_path_factory):
+    """Both tasks, trained in one go, with dropout."""
+    folder = shutil.copytree(learner, tmp_path_factory.mktemp("trained") / "all")
+    finetune(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(learner, tmp_path):
+    return shutil.copytree(learner, tmp_path / "here")
+
+
+def finetune(folder, changes=None, others=None, **options):
+    return hm.finetune(parse_recipe(training_recipe(changes, **(others or {})), folder=folder), **options)
+
+
+def digests(folder):
+    return {task: code_digest((folder / task).rglob("*"), folder) for task in ("a", "b")}
+
+
+class Stopped(Exception):
+    pass
+
+
+class stopping:
+    """A progress bar that stops the program when so many steps were done, of all tasks."""
+
+    def __init__(self, after, stop):
+        self.left, self.stop = after, stop
+
+    def __call__(self, total, doing, unit):
+        return self
+
+    def __enter__(self):
+        return self.advance
+
+    def __exit__(self, *error):
+        return None
+
+    def advance(self, count):
+        self.left -= count
+        if self.left == 0:
+            self.stop()
+
+
+def stop():
+    raise Stopped
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 3))
+def test_each_pass_has_every_example_once(num_examples, batch_size, seed):
+    order = ExampleOrder(num_examples, batch_size, seed)
+    steps = order.num_steps(3)
+    seen = [place for step in range(steps) for place in order.batch(step)]
+    assert len(seen) == steps * batch_size >= 3 * num_examples > (steps - 1) * batch_size
+    for start in range(0, 3 * num_examples, num_examples):
+        assert sorted(seen[start : start + num_examples]) == list(range(num_examples))
+    # What a step sees does not depend on the steps before it.
+    assert ExampleOrder(num_examples, batch_size, seed).batch(steps - 1) == seen[-batch_size:]
+
+
+def test_epochs_are_rounded_up_to_steps():
+    assert [ExampleOrder(10, 4, 0).num_steps(epochs) for epochs in (0.1, 1, 2)] == [1, 3, 5]
+
+
+@pytest.mark.parametrize("order", ["sequential", "from_base"])
+def test_weights_are_those_of_a_plain_loop(learner, tmp_path, order):
+    folder = shutil.copytree(learner, tmp_path / "here")
+    write_learner(folder, dropout=0.0)
+    changes = {"order": order, "steps": 4, "batch_size": 4, "label_smoothing": 0.2, "clip_norm": 0.5}
+    changes |= {"schedule": "linear", "warmup": 0.5, "frozen": ["*embeddings*", "classifier.*"]}
+    made = finetune(folder, changes)
+    start = "base"
+    for task in ("a", "b"):
+        expected, losses = plainly_trained(folder, start, task)
+        found = load_file(folder / task / "model.safetensors")
+        # The gradient of a bias of all keys is 0 but for rounding, which AdamW makes as large as any other.
+        compared = {name: value for name, value in expected.items() if "key.bias" not in name}
+        assert max((found[name] - value).abs().max() for name, value in compared.items()) < 1e-5
+        assert next(one for one in made if one.task == task).loss == pytest.approx(losses, abs=1e-5)
+        start = task if order == "sequential" else "base"
+    assert [(one.task, one.model, one.is_new) for one in made] == [("a", "./a", True), ("b", "./b", True)]
+
+
+def plainly_trained(folder, start, task):
+    """The oracle: four steps over all four examples, the learning rate at 0, 1/2, 1 and 1/2 of its peak."""
+    words = AutoTokenizer.from_pretrained(folder / start)
+    model = AutoModelForSequenceClassification.from_pretrained(folder / start)
+    named = {
+        name: value
+        for name, value in model.named_parameters()
+        if "embeddings" not in name and not name.startswith("classifier")
+    }
+    encoded = words([text for text, _ in TEXTS[task]], padding=True, return_tensors="pt")
+    labels = torch.tensor([CLASSES.index(label) for _, label in TEXTS[task]])
+    moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in named.items()}
+    losses = []
+    for number, share in enumerate((0, 0.5, 1, 0.5), 1):
+        loss = cross_entropy(model(**encoded).logits, labels, label_smoothing=0.2)
+        losses.append(loss.item())
+        gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+        gradients = [gradient for gradient in gradients if gradient is not None]
+        norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        for (name, value), gradient in zip(named.items(), gradients, strict=True):
+            clipped = gradient * (0.5 / norm).clamp(max=1)
+            first, second = moments[name]
+            first.lerp_(clipped, 0.1)
+            second.lerp_(clipped**2, 0.001)
+            size = (first / (1 - 0.9**number)) / ((second / (1 - 0.999**number)).sqrt() + 1e-8)
+            value.data.mul_(1 - 0.01 * share * 0.01).sub_(0.01 * share * size)
+    return {name: value.detach() for name, value in model.named_parameters()}, losses
+
+
+@pytest.mark.parametrize("after", [1, 3, 7, 11])
+def test_a_stopped_training_goes_on_to_the_same_bytes(trained, folder, after):
+    with pytest.raises(Stopped):
+        finetune(folder, {"checkpoint_every": 2}, progress=stopping(after, stop))
+    assert (folder / "b.training").exists() == (after > 6) and (folder / "a").exists() == (after > 6)
+    lines = []
+    finetune(folder, {"checkpoint_every": 2}, report=lines.append)
+    assert digests(folder) == digests(trained)
+    begun = [line for line in lines if "going on after" in line]
+    kept = {1: [], 3: ["a: going on after step 2 of 6"], 7: [], 11: ["b: going on after step 4 of 6"]}
+    assert begun == kept[after] and not list(folder.glob("*.training"))
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(trained, folder):
+    (folder / "recipe.yaml").write_text(yaml_text(training_recipe({"checkpoint_every": 2})))
+    code = """
+import contextlib, os, signal, sys
+import hub_magmax
+
+done = []
+
+def advance(count):
+    done.append(count)
+    if sum(done) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+hub_magmax.finetune(sys.argv[1], progress=lambda *told: contextlib.nullcontext(advance))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(folder / "recipe.yaml")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert [path.name for path in (folder / "a.training").glob("step-*")] == ["step-000000004"]
+    finetune(folder, {"checkpoint_every": 2})
+    assert digests(folder) == digests(trained)
+
+
+def test_what_is_there_is_not_trained_again(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "here")
+    shutil.rmtree(folder / "b")
+    lines = []
+    one, other = finetune(folder, report=lines.append)
+    assert lines[0] == "a: ./a is there" and (one.is_new, other.is_new) == (False, True)
+    assert one.loss and digests(folder) == digests(trained)
+    for task in ("a", "b"):
+        (folder / task / "finetune_report.json").unlink()
+    assert [made.loss for made in finetune(folder, {"learning_rate": 1.0}, report=lines.append)] == [(), ()]
+    assert lines[-1] == "b: ./b is there, trained elsewhere"
+
+
+def test_another_training_is_refused_where_one_is_there(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "here")
+    with pytest.raises(OutputError, match=r"learning_rate was 0.01, and is 0.1 now"):
+        finetune(folder, {"learning_rate": 0.1})
+
+
+def test_another_training_is_refused_where_one_was_begun(folder):
+    with pytest.raises(Stopped):
+        finetune(folder, {"checkpoint_every": 2}, progress=stopping(3, stop))
+    with (folder / "a.jsonl").open("a") as file:
+        file.write('\n{"text": "more", "label": "odd"}')
+    with pytest.raises(OutputError, match=r"data, examples was 4, and is 5 now"):
+        finetune(folder, {"checkpoint_every": 2})
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(folder):
+    path = folder / "base" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.bias"][0] = torch.nan
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(NonFiniteError, match=r"the loss is nan.*in step 1.*learning_rate"):
+        finetune(folder)
+    assert not (folder / "a").exists()
+
+
+def test_frozen_parameters_keep_their_values_and_dtypes_stay(tmp_path):
+    folder = write_learner(tmp_path, dtype=torch.bfloat16)
+    finetune(folder, {"frozen": ["bert.encoder.*"], "learning_rate": 0.1})
+    base, task = (load_file(folder / name / "model.safetensors") for name in ("base", "a"))
+    kept = {name for name in base if torch.equal(base[name], task[name])}
+    assert {value.dtype for value in task.values()} == {torch.bfloat16}
+    assert kept >= {name for name in base if "encoder" in name} and "classifier.weight" not in kept
+
+
+def test_a_glob_that_freezes_nothing_or_all_is_refused(folder):
+    with pytest.raises(RecipeError, match=r"no parameter of .* matches 'classifer.weight'.*classifier"):
+        finetune(folder, {"frozen": ["classifer.weight"]})
+    with pytest.raises(RecipeError, match="every parameter is frozen"):
+        finetune(folder, {"frozen": ["*"]})
+
+
+def test_a_task_without_checkpoint_and_data_is_refused_before_anything_is_trained(folder):
+    data = {"a": {"dataset": "./a.jsonl"}}
+    with pytest.raises(RecipeError, match=r"neither a checkpoint of b nor data to train it on"):
+        finetune(folder, {"data": data})
+    assert not (folder / "a").exists() and not (folder / "a.training").exists()
+
+
+REFUSED = {
+    "both": ({"epochs": 1}, {}, "epochs and steps both say how long"),
+    "neither": ({"steps": None}, {}, "nothing says how long"),
+    "unknown task": ({"data": {"c": {"dataset": "./a.jsonl"}}}, {}, "there is no task 'c'"),
+    "no loss": ({"evaluator": "lm-eval"}, {}, "the evaluator lm-eval has no loss"),
+    "unknown evaluator": ({"evaluator": "text-clasification"}, {}, "Did you mean 'text-classification'"),
+    "prompts": (
+        {"data": {"a": {"dataset": "./a.jsonl", "prompt_column": "text"}}},
+        {},
+        "the evaluator text-classification has no prompts",
+    ),
+    "hub": (
+        {},
+        {"tasks": [{"name": "a", "model": "me/a"}, {"name": "b", "model": "./b"}]},
+        "'me/a' is no folder here.*write ./me/a",
+    ),
+    "one place": (
+        {},
+        {"tasks": [{"name": "a", "model": "./a"}, {"name": "b", "model": "./a/"}]},
+        "this is the checkpoint of a too",
+    ),
+    "own base": (
+        {},
+        {"tasks": [{"name": "a", "model": "./a", "base": "./other"}, {"name": "b", "model": "./b"}]},
+        "order: from_base",
+    ),
+    "key": ({"learning_rates": 1}, {}, "did you mean 'learning_rate'"),
+}
+
+
+@pytest.mark.parametrize("changes, others, told", REFUSED.values(), ids=REFUSED)
+def test_a_recipe_that_cannot_be_trained_is_refused(tmp_path, changes, others, told):
+    with pytest.raises(RecipeError, match=f"(?s){told}"):
+        parse_recipe(training_recipe(changes, **others), folder=tmp_path)
+
+
+def test_a_recipe_without_training_is_refused():
+    with pytest.raises(RecipeError, match="no `training`"):
+        hm.finetune({key: value for key, value in training_recipe().items() if key != "training"})
+
+
+def test_the_verb_trains_and_the_same_recipe_merges(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "recipe.yaml").write_text(yaml_text(training_recipe()))
+    valid = CliRunner().invoke(main, ["validate", "recipe.yaml"])
+    assert "`hub-magmax finetune` makes the checkpoints" in valid.stdout
+    done = CliRunner().invoke(main, ["finetune", "recipe.yaml", "--set", "training.steps=2"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("a  ./a  trained  loss ") and "loss" in done.stderr
+    merged = CliRunner().invoke(main, ["run", "recipe.yaml"])
+    assert merged.exit_code == 0, merged.stderr
+    secrets = [str(folder).encode(), os.environ["HF_TOKEN"].encode()]
+    written = [path.read_bytes() for path in folder.glob("[ab]/*")]
+    assert written and not any(secret in content for secret in secrets for content in written)
+    # The record of a task's training is about its weights, and no file of the merged model.
+    assert not (folder / "merged" / "finetune_report.json").exists()
