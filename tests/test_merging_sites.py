@@ -4,15 +4,18 @@ import shutil
 
 import pytest
 
+from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import LockError, NonFiniteError, OutputError
+from hub_magmax.files import read_fully
 from hub_magmax.kernels.compiled.backend import Compiled
-from hub_magmax.merging import sites
+from hub_magmax.merging import bundles, sites
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import MergeReport, read_report
 from hub_magmax.merging.output.shard import ShardFile
 from hub_magmax.merging.rows import FileRows
 from hub_magmax.merging.sites import merge_sites
 from hub_magmax.methods import thresholds
+from hub_magmax.methods.selection import assignment
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.budget import Budget
 from hub_magmax.recipe.loading import parse_recipe
@@ -89,27 +92,90 @@ def test_tensors_of_many_chunks_are_merged_in_turn(tmp_path):
     assert all(content(tmp_path / "out" / site) == expected[site] for site in plans)
 
 
-@pytest.mark.usefixtures("in_small_chunks")
-@pytest.mark.parametrize("method", ["average", "ties"])
-def test_what_is_read_of_files_does_not_grow_with_the_sites(tmp_path, method, monkeypatch):
-    write_family(tmp_path, "abc", shapes={"x": (150, 128), "y": (40, 500)})
-    num_read, read = 0, FileRows.read
+@pytest.fixture
+def read_bytes(monkeypatch):
+    """Merge by compiled loops in one thread; return a list of the lengths of all readings of checkpoints."""
+    found: list[int] = []
+    monkeypatch.setattr(sites, "budget_of", lambda plan, num_threads: Budget(1, 2**15))
+    monkeypatch.setattr(sites, "backend_of", lambda plan: Compiled())
+    for module, name in (
+        (thresholds, "HELD_NUMBERS"),
+        (assignment, "HELD_NUMBERS"),
+        (assignment, "DIRECT_ELEMENTS"),
+    ):
+        monkeypatch.setattr(module, name, 1 << 10)  # a sample is looked at before
+    read, reading, read_into = FileRows.read, FileRows.reading, LocalSource.read_into
 
-    def counted(self, parts):
-        nonlocal num_read
-        num_read += 1
+    def read_parts(self, parts):
+        found.append(sum(stop - start for start, stop in parts) * len(self.places))
         return read(self, parts)
 
-    monkeypatch.setattr(FileRows, "read", counted)
+    def read_by_loops(self, start):
+        found.append(2**15 * len(self.places))
+        return reading(self, start)
+
+    def read_file(self, path, start, buffer):
+        if path.endswith(".safetensors"):
+            found.append(len(buffer))
+        return read_into(self, path, start, buffer)
+
+    def read_bundle(descriptor, start, buffer):
+        found.append(len(buffer))
+        return read_fully(descriptor, start, buffer)
+
+    monkeypatch.setattr(FileRows, "read", read_parts)
+    monkeypatch.setattr(FileRows, "reading", read_by_loops)
+    monkeypatch.setattr(LocalSource, "read_into", read_file)
+    monkeypatch.setattr(bundles, "read_fully", read_bundle)
+    return found
+
+
+LARGE, ONE_CHUNK, SMALL = (
+    {"m.x.weight": (300, 128), "m.y.weight": (80, 500)},
+    {"m.x.weight": (150, 128), "m.y.weight": (40, 500)},
+    {f"m.{n}.weight": (20, 9) for n in range(30)},
+)
+TOP_N = {"name": "tunable_magmax", "selection": "top-n"}
+
+
+@pytest.mark.parametrize(
+    ("method", "shapes", "kind"),
+    [
+        ("average", LARGE, "whole"),
+        ("ties", LARGE, "whole"),
+        ("tunable_magmax", ONE_CHUNK, "whole"),
+        (TOP_N, ONE_CHUNK, "whole"),
+        ({"name": "sce", "density": 0.5}, ONE_CHUNK, "whole"),
+        ("ties", SMALL, "whole"),
+        ("tunable_magmax", SMALL, "whole"),
+        (TOP_N, SMALL, "whole"),
+        ("ties", LARGE, "adapters"),
+        (TOP_N, ONE_CHUNK, "adapters"),
+        ("ties", LARGE, "dtypes"),
+    ],
+)
+def test_what_is_read_of_files_does_not_grow_with_the_sites(tmp_path, read_bytes, method, shapes, kind):
+    write_family(tmp_path, "abc", shapes=shapes)
+    for name in ("base", *"abc"):
+        tensors = {key: value for key, value in read_merged(tmp_path / name).items() if key in shapes}
+        if kind == "adapters" and name != "base":
+            shutil.rmtree(tmp_path / name)
+            write_adapter(tmp_path / name, tensors, ("x",), ord(name))
+        elif kind == "dtypes" and name == "a":
+            write_checkpoint(tmp_path / name, {key: value.double() for key, value in tensors.items()})
+        else:
+            write_checkpoint(tmp_path / name, tensors)
     found = []
-    for count in (2, 6):  # one for each thread, and three
+    for count in (2, 3):
         own = {f"s{n}": {"preference": {"geometric": {"ratio": 0.5 + n / 20}}} for n in range(count)}
-        num_read, plans = 0, plans_of(tmp_path, own, method=method)
+        plans = plans_of(tmp_path, own, method=method)
+        read_bytes.clear()
         merge_sites(plans)
-        found.append(num_read)
-        for site in own:
-            shutil.rmtree(tmp_path / "out" / site)
-    assert 2 * (5 + 5) <= found[0] == found[1]
+        found.append(sum(read_bytes))
+        made = {site: content(tmp_path / "out" / site) for site in own}
+        shutil.rmtree(tmp_path / "out")
+    assert made == alone(plans, tmp_path)
+    assert 0 < found[0] == found[1]
 
 
 def test_adapters_are_merged_for_each_site_to_an_adapter(tmp_path):

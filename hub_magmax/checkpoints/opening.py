@@ -70,7 +70,7 @@ def open_inputs(
 ) -> Iterator[dict[str, TensorSource]]:
     """Open the inputs of the output: checkpoints, or for an adapter of factors the adapters as stored."""
     with open_pinned(recipe, lock.every_source, cache) as opened:
-        yield _inputs(recipe, lock, opened)
+        yield _inputs(recipe, lock, _views(recipe, lock, opened))
 
 
 @contextmanager
@@ -79,25 +79,44 @@ def open_together(
 ) -> Iterator[list[dict[str, TensorSource]]]:
     """Open the inputs of several merges of the same checkpoints, as `open_inputs`, but each file once.
 
-    The merges have to read each tensor one after the other, before the first of them reads the next one.
+    The merges have to read each tensor one after the other, before the first of them reads the next one. An
+    adapter as a checkpoint is one object for all of them.
     """
     recipe, lock = merges[0]
     with open_pinned(recipe, lock.every_source, cache) as opened:
         for source in opened.values():
             source.is_shared = True
+        made: list[tuple[tuple[object, ...], dict[str, TensorSource]]] = []
         try:
-            yield [_inputs(recipe, lock, opened) for recipe, lock in merges]
+            for recipe, lock in merges:
+                common = _common(recipe, lock)
+                known = next((views for alike, views in made if alike == common), None)
+                made.append((common, known or _views(recipe, lock, opened)))
+            pairs = zip(merges, made, strict=True)
+            yield [_inputs(recipe, lock, views) for (recipe, lock), (_, views) in pairs]
         finally:
             for source in opened.values():
                 source.is_shared = False
 
 
-def _inputs(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+def _common(recipe: Recipe, lock: Lock) -> tuple[object, ...]:
+    """Return what decides how a merge sees its checkpoints: merges that have it in common see the same."""
+    factors = recipe.output.is_adapter and lock.merges_factors
+    seen = lock.every_source, lock.adapters, lock.layers, lock.token_rows, lock.tokenizer
+    return factors, recipe.output.files_from, recipe.tensors, *seen
+
+
+def _views(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
     if recipe.output.is_adapter and lock.merges_factors:
         tied = with_ties(with_base_names(opened, lock.every_source), recipe, lock)
         return {name: tied[name] for name in lock.sources}
-    checkpoints = as_checkpoints(recipe, lock, opened)
-    return as_merged(recipe, lock, checkpoints, _values_of(recipe, lock, checkpoints))
+    return as_checkpoints(recipe, lock, opened)
+
+
+def _inputs(recipe: Recipe, lock: Lock, views: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+    if recipe.output.is_adapter and lock.merges_factors:
+        return dict(views)
+    return as_merged(recipe, lock, views, _values_of(recipe, lock, views))
 
 
 def _values_of(

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from hub_magmax.checkpoints.source import TensorSource
+from hub_magmax.checkpoints.source import RowMemory, TensorSource
 from hub_magmax.files import read_fully
 from hub_magmax.kernels.backend import Backend, Merged
 from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored, bits_dtype
-from hub_magmax.merging.chunk_memory import ChunkMemory
+from hub_magmax.merging.chunk_memory import ChunkMemory, SharedChunk
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.survey import ModelRules
 from hub_magmax.methods import Rule
@@ -45,6 +45,10 @@ class Bundle:
     jobs: tuple[TensorJob, ...]
     stored_dtype: str
     values: MergeValues
+
+    @cached_property
+    def tensors(self) -> tuple[str, ...]:
+        return tuple(job.tensor for job in self.jobs)
 
     @cached_property
     def num_elements(self) -> int:
@@ -107,6 +111,7 @@ def merge_bundle(
     memory: ChunkMemory,
     clock: Clock,
     model_rules: ModelRules,
+    shared: SharedChunk | None = None,
 ) -> tuple[Merged, Rule]:
     """Return the merged values of a bundle, and the rule that merged them.
 
@@ -118,17 +123,26 @@ def merge_bundle(
         memory: Holds stored values and task vectors.
         clock: Told when values are read.
         model_rules: Of a method whose scope is the model.
+        shared: Holds what was read, where the thread merges it for several sites.
 
     Raises:
         UnfitError: If a value is not finite, or a file is too short.
     """
     with clock.spend("read"):
-        rows = _read(bundle, sources, memory)
-    chunk = RawChunk([(0, bundle.num_elements)], lambda: Stored(rows, bundle.stored_dtype))
-    chunk.checked_by = _check
+        if shared is None:
+            stored = _read(bundle, sources, memory.stored)
+        else:
+            key = (bundle.tensors, *sources)
+            stored = shared.values(key, partial(_read, bundle, sources, shared.memory))
+    chunk = _chunk(stored)
     found = (model_rules.part(job.tensor, bundle.values) for job in bundle.jobs)
     parts = [part for part in found if part is not None]
-    rule = _joined(parts, bundle.jobs) if parts else _rule(bundle, chunk, rows, seed, backend, memory)
+    if parts:
+        rule = _joined(parts, bundle.jobs)
+    else:
+        rule, is_zero = _rule(bundle, chunk, seed, backend, memory)
+        if is_zero is not None:
+            chunk = _chunk(_without(stored, is_zero, is_kept=shared is not None))
     inputs = rule.inputs(0, bundle.num_elements)
     merged = backend.merge(rule.op, chunk, inputs, bundle.jobs[0].dtype, bundle.values.scaling)
     if not math.isfinite(merged.probe):
@@ -136,16 +150,30 @@ def merge_bundle(
     return merged, rule
 
 
+def _chunk(stored: Stored) -> RawChunk:
+    chunk = RawChunk([(0, stored.bits.shape[1])], lambda: stored)
+    chunk.checked_by = _check
+    return chunk
+
+
 def _check(probe: float, chunk: RawChunk) -> None:
     if not math.isfinite(probe):
         raise UnfitError
 
 
-def _read(bundle: Bundle, sources: Sequence[TensorSource], memory: ChunkMemory) -> np.ndarray:
+def _without(stored: Stored, is_zero: np.ndarray, *, is_kept: bool) -> Stored:
+    """Return rows whose task vectors are zero in some places; what is kept for other sites is copied."""
+    rows = stored.bits.copy() if is_kept else stored.bits
+    for row, zeros in zip(rows[1:], is_zero, strict=True):
+        np.copyto(row, rows[0], where=zeros)
+    return Stored(rows, stored.dtype)
+
+
+def _read(bundle: Bundle, sources: Sequence[TensorSource], memory: RowMemory) -> Stored:
     """Read a row of all tensors of each source: what follows each other in a file, by one call."""
     dtype = bits_dtype(bundle.stored_dtype)
     places = [file.start_byte for source in sources if (file := source.tensor_file(bundle.jobs[0].tensor))]
-    rows = memory.stored.rows(dtype, bundle.num_elements, places)
+    rows = memory.rows(dtype, bundle.num_elements, places)
     with ExitStack() as opened:
         for row, source in zip(rows.view(np.uint8), sources, strict=True):
             descriptors: dict[str, int] = {}
@@ -157,7 +185,7 @@ def _read(bundle: Bundle, sources: Sequence[TensorSource], memory: ChunkMemory) 
                 if read_fully(descriptors[path], start, buffer) < length:
                     raise UnfitError
                 position += length
-    return rows
+    return Stored(rows, bundle.stored_dtype)
 
 
 def _pieces(
@@ -180,10 +208,10 @@ def _pieces(
 
 
 def _rule(
-    bundle: Bundle, chunk: RawChunk, rows: np.ndarray, seed: int, backend: Backend, memory: ChunkMemory
-) -> Rule:
-    """Return the rule of all tensors; what it sets to zero is set in the rows."""
-    values, num_tasks = bundle.values, len(rows) - 1
+    bundle: Bundle, chunk: RawChunk, seed: int, backend: Backend, memory: ChunkMemory
+) -> tuple[Rule, np.ndarray | None]:
+    """Return the rule of all tensors, and which elements of task vectors it sets to zero before."""
+    values, num_tasks = bundle.values, len(bundle.values.weights)
 
     def room() -> np.ndarray:
         return memory.vectors.rows(np.dtype(np.float32), bundle.num_elements, [0] * num_tasks)
@@ -194,10 +222,7 @@ def _rule(
     generators = [CounterGenerator(seed, job.tensor) for job in bundle.jobs]
     tensors = Tensors(vectors, sizes, generators, backend)
     found = rule_side_by_side(values.how, tensors, values.weights, values.options)
-    if found.is_zero is not None:
-        for row, is_zero in zip(rows[1:], found.is_zero, strict=True):
-            np.copyto(row, rows[0], where=is_zero)  # a task vector of zeros there
-    return found.rule
+    return found.rule, found.is_zero
 
 
 def _joined(rules: Sequence[Rule], jobs: Sequence[TensorJob]) -> Rule:

@@ -8,7 +8,6 @@ from threading import local
 from typing import Any, TypeVar
 
 from hub_magmax.checkpoints.source import RowMemory
-from hub_magmax.kernels.stored import Stored
 
 Found = TypeVar("Found")
 
@@ -31,16 +30,17 @@ class SharedChunk(local):
     def __init__(self) -> None:
         self.memory = RowMemory()
         self._chunk: Hashable = None
-        self._stored: Stored | None = None
+        self._stored: Any = None
         self._tensor: Hashable = None
         self._found: dict[Hashable, Any] = {}
 
-    def values(self, chunk: Hashable, read: Callable[[], Stored]) -> Stored:
+    def values(self, chunk: Hashable, read: Callable[[], Found]) -> Found:
         """Return the values of a chunk, by `read` into `memory` unless it is the last one."""
         if self._stored is None or self._chunk != chunk:
             self._stored = None  # what it held is written over
             self._stored, self._chunk = read(), chunk
-        return self._stored
+        found: Found = self._stored
+        return found
 
     def recall(self, tensor: Hashable, question: Hashable, find: Callable[[], Found]) -> Found:
         """Return what `find` gave for a question about a tensor before, or gives now; of the last tensor."""

@@ -28,6 +28,7 @@ from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.ahead import ahead
 from hub_magmax.merging.chunk_memory import ChunkMemory, SharedChunk
+from hub_magmax.merging.parts import alone, in_runs, picked, together
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows
 from hub_magmax.methods.chunks import in_multiples
@@ -51,7 +52,8 @@ class StoredChunks:
         backend: Surveys and merges the chunks.
         clock: Told when values are read and when they are waited for.
         memory: Holds the chunk that was read last, where no chunk is needed once the next one is read.
-        shared: In its place where the thread merges a chunk for several sites, which read files.
+        shared: In its place where the thread merges a chunk for several sites; a tensor of one chunk is held
+            whole.
         one_pass: Returns what merges a chunk, which is yet to be read, while it is surveyed, or None; None
             where nothing is merged before the last pass.
 
@@ -89,7 +91,7 @@ class StoredChunks:
         return self.vectors(self._chunks())
 
     def runs(self, length: int, every: int) -> Float32[np.ndarray, "tasks in_runs"]:
-        return self.parts(_runs(self.num_elements, length, every))
+        return self.parts(in_runs(self.num_elements, length, every))
 
     def parts(self, bounds: Iterable[tuple[int, int]]) -> Float32[np.ndarray, "tasks in_parts"]:
         """Return parts, each from one element to before another, as task vectors side by side."""
@@ -101,7 +103,7 @@ class StoredChunks:
         self, parts: Iterable[tuple[int, int]]
     ) -> Iterator[tuple[int, Float32[np.ndarray, "tasks some"]]]:
         """Yield parts as task vectors, some of them side by side, and the index of the first element."""
-        groups = _alone(parts) if self._files is None else _together(parts, self.chunk_elements)
+        groups = alone(parts) if self._files is None else together(parts, self.chunk_elements)
         for chunk in self._stored(groups):
             yield chunk.start, self._task_vectors(chunk)
 
@@ -118,7 +120,7 @@ class StoredChunks:
         """Yield the chunks as stored, for a survey."""
         one_pass = self.one_pass if is_early else None
         chunks = self._chunks(multiple_of)
-        for chunk in self._stored(_alone(chunks), is_unread=one_pass is not None or multiple_of > 1):
+        for chunk in self._stored(alone(chunks), is_unread=one_pass is not None or multiple_of > 1):
             chunk.one_pass = one_pass(chunk) if one_pass is not None else None
             yield chunk.start, chunk
             if chunk.one_pass is not None:
@@ -143,11 +145,11 @@ class StoredChunks:
 
     def last_pass(self, multiple_of: int = 1) -> Iterator[RawChunk]:
         """Yield the chunks as stored, each but the last one of a multiple of so many elements."""
-        return self._stored(_alone(self._chunks(multiple_of)), is_unread=True, is_last=True)
+        return self._stored(alone(self._chunks(multiple_of)), is_unread=True, is_last=True)
 
     def _chunks(self, multiple_of: int = 1) -> Iterator[tuple[int, int]]:
         length = in_multiples(self.chunk_elements, multiple_of)
-        return _runs(self.num_elements, length, length)
+        return in_runs(self.num_elements, length, length)
 
     def _stored(
         self,
@@ -192,13 +194,25 @@ class StoredChunks:
             self.release(parts[-1][1])
         return chunk
 
+    @property
+    def key(self) -> Hashable:
+        """What merges for several sites know the tensor by: files and places, or the sources themselves."""
+        return (self.name, *self._sources) if self._files is None else self._files.places
+
+    def is_turn_over(self, stop: int) -> bool:
+        """Say whether another site goes on once this one has merged what is before `stop`: not at the end."""
+        return self.shared is not None and stop < self.num_elements
+
     def _values(self, parts: Sequence[tuple[int, int]]) -> Stored | list[Stored]:
+        read = self._read_one_by_one if self._files is None else self._files.read
+        whole = [(0, self.num_elements)]
         with self.clock.spend("read"):
-            if self._files is None:
-                return self._read_one_by_one(parts)
             if self.shared is None:
-                return self._files.read(parts)
-            return self.shared.values((*parts, self._files.places), partial(self._files.read, parts))
+                return read(parts)
+            if self.num_elements > self.chunk_elements:
+                return self.shared.values((*parts, self.key), partial(read, parts))
+            found = self.shared.values(self.key, partial(read, whole))
+            return found if [*parts] == whole else picked(found, parts)
 
     def _read_one_by_one(self, parts: Sequence[tuple[int, int]]) -> Stored | list[Stored]:
         """Read one part of each checkpoint, into rows of one array where all have the same dtype."""
@@ -213,7 +227,8 @@ class StoredChunks:
         """Read a part of all checkpoints; a source may return values that it holds already instead."""
         dtype = bits_dtype(infos[0].dtype)
         places = [info.start_byte + start * dtype.itemsize for info in infos]
-        rows = (self.memory or ChunkMemory()).stored.rows(dtype, stop - start, places)
+        memory = self.shared.memory if self.shared else (self.memory or ChunkMemory()).stored
+        rows = memory.rows(dtype, stop - start, places)
         wanted = [*rows]
         pairs = zip(self._sources, wanted, strict=True)
         found = [source.read_stored(self.name, start, stop, row) for source, row in pairs]
@@ -256,29 +271,6 @@ class StoredChunks:
                 expected=f"numbers that {str(values.dtype).removeprefix('torch.')} can hold",
                 hint="Lower method.scaling, choose a wider output.dtype, or look at the method.",
             )
-
-
-def _runs(size: int, length: int, every: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of the first `length` elements of every `every`, of `size` in all."""
-    return ((start, min(start + length, size)) for start in range(0, size, every))
-
-
-def _alone(parts: Iterable[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    return ([part] for part in parts)
-
-
-def _together(parts: Iterable[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
-    """Yield neighbours together, up to `most` elements: to begin reading takes longer than to read a run."""
-    group: list[tuple[int, int]] = []
-    length = 0
-    for start, stop in parts:
-        length += stop - start
-        if group and length > most:
-            yield group
-            group, length = [], stop - start
-        group.append((start, stop))
-    if group:
-        yield group
 
 
 @dataclass(frozen=True)
@@ -326,10 +318,9 @@ class JoinedChunks:
             self.looked_at(tensor.name)
 
     def recall(self, question: Hashable, find: Callable[[], T]) -> T:
-        shared, files = self.tensors[0].shared, [tensor._files for tensor in self.tensors]
-        if shared is None or None in files:
+        if (shared := self.tensors[0].shared) is None:
             return find()
-        return shared.recall(tuple(found.places for found in files if found), question, find)
+        return shared.recall(tuple(tensor.key for tensor in self.tensors), question, find)
 
     def factors(self, tasks: Sequence[int]) -> None:
         return None

@@ -240,6 +240,7 @@ class Engine:
             self.workers.memory,
             self.clock,
             self.model_rules,
+            self.workers.shared,
         )
         tally.add(rule)
         tally.count(merged.counts)
@@ -310,8 +311,9 @@ class Engine:
         for start, merged in merged_chunks(chunks, rule, job.dtype, values.scaling):
             tally.count(merged.counts)
             slot.write(start, merged.values)
+            stop = start + len(merged.values.bits)
             del merged  # which would be held while other sites merge the chunk
-            if chunks.shared is not None:
+            if chunks.is_turn_over(stop):
                 yield
 
     def rule(self, chunks: StoredChunks, shape: tuple[int, ...], values: MergeValues) -> Rule:
@@ -335,8 +337,10 @@ class Engine:
     def chunks(self, job: TensorJob, reader: ThreadPoolExecutor | None) -> StoredChunks:
         """Return the chunks of one tensor, of all checkpoints."""
         base, *tasks = self._read_sources(job)
-        # A rule with numbers for each element is not held while other sites merge the tensor.
-        is_light = self.plan.values_of(job.tensor).how.is_light
+        # A rule with numbers for each element is not held while other sites merge the tensor. What is one
+        # chunk is surveyed and merged by one site after the other.
+        is_one = job.num_elements <= self.budget.chunk_elements
+        is_shared = is_one or self.plan.values_of(job.tensor).how.is_light
         return StoredChunks(
             job.tensor,
             job.num_elements,
@@ -348,7 +352,7 @@ class Engine:
             self.workers.memory if reader is None else None,
             self.clock,
             self.scratch,
-            shared=self.workers.shared if is_light else None,
+            shared=self.workers.shared if is_shared else None,
         )
 
     def is_unchanged(self, job: TensorJob) -> bool:

@@ -83,7 +83,7 @@ class SelectingEngine(Engine):
                 coded.add(*found, merged.values)
             self.advance(len(merged.values.content))
             del merged, found, inputs  # which would be held while other sites merge the chunk
-            if chunks.shared is not None:
+            if chunks.is_turn_over(chunk.start + chunk.num_elements):
                 yield
         if self.is_unchanged(job):
             tally.set_apart()
@@ -125,6 +125,6 @@ class ApplyingEngine(Engine):
         for start, merged in merged_chunks(chunks, rule, job.dtype, values.scaling):
             digest.update(merged.values.content)
             slot.write(start, merged.values)
-            if chunks.shared is not None:
+            if chunks.is_turn_over(start + len(merged.values.bits)):
                 yield
         stored.finish(digest.hexdigest())
