@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp, wilcoxon
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.intervals import bootstrap_means, mean_interval, paired_difference
+from hub_magmax.evaluation.intervals import bootstrap_means, mean_interval, paired_difference, resampled_ranks
 
 
 def test_mcnemar_by_hand():
@@ -54,6 +54,13 @@ def test_resamples_depend_on_the_seed_alone():
     found = bootstrap_means(values, seed=3)
     assert (bootstrap_means(values, seed=3, draws_at_once=170) == found).all()
     assert (bootstrap_means(values, seed=4) != found).any()
+
+
+def test_a_large_resample_is_drawn_in_pieces():
+    (whole,) = resampled_ranks(1000, 3, 7)
+    rows = [*resampled_ranks(1000, 3, 7, draws_at_once=300)]
+    assert [len(row) for row in rows] == [1] * 7
+    assert (np.concatenate(rows) == whole).all()
 
 
 def test_shares_have_wilsons_interval_and_other_means_students():

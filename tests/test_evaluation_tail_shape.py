@@ -108,6 +108,17 @@ def test_bounded_scores_are_compared_as_logits_and_told_as_they_are():
     assert on_logit_scale(np.array([-0.5]), (-1, 1)) == pytest.approx([math.log(1 / 3)])
 
 
+@pytest.mark.parametrize(("bounds", "num_drawings"), [(None, 2), ((-9, 9), 4)])
+def test_resamples_are_drawn_once_for_gates_and_for_what_is_told(monkeypatch, bounds, num_drawings):
+    drawn = []
+    draw = tail_gates.resampled_ranks
+    monkeypatch.setattr(tail_gates, "resampled_ranks", lambda *asked: drawn.append(asked) or draw(*asked))
+    one, other = np.random.default_rng(2).normal(size=(2, 2000))
+    found = compare_tails(one, other, bounds=bounds, protocol=ShapeProtocol(mean_margin=9))
+    assert _gate(found, "equivalent CVaR").is_passed is not None
+    assert len(drawn) == num_drawings  # of each sample, as it is and as logits
+
+
 def test_different_means_are_told_as_what_they_are():
     generator = np.random.default_rng(3)
     found = compare_tails(generator.normal(0, 1, 2000), generator.normal(1, 1, 2000))

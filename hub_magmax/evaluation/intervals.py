@@ -73,7 +73,11 @@ def resampled_ranks(
     at_once = max(1, draws_at_once // size)
     for first in range(0, num_resamples, at_once):
         count = min(at_once, num_resamples - first)
-        yield (_uniform(generator, count * size) * size).astype(np.int64).reshape(count, size)
+        found = np.empty(count * size, np.int64)
+        for start in range(0, len(found), draws_at_once):  # a large resample in pieces
+            piece = found[start : start + draws_at_once]
+            piece[:] = _uniform(generator, len(piece)) * size
+        yield found.reshape(count, size)
 
 
 def uniform_draws(count: int, seed: int) -> Float64[np.ndarray, " draws"]:

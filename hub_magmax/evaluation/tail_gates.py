@@ -8,7 +8,7 @@ refused, since a generalized Pareto distribution fits them well.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from statistics import NormalDist
@@ -138,7 +138,12 @@ class Gates:
         seed: int,
     ) -> None:
         self._scores, self._bounds, self._protocol = scores, bounds, protocol
-        self._logits = tuple(scores if bounds is None else (on_logit_scale(own, bounds) for own in scores))
+        self._logits = (
+            scores
+            if bounds is None
+            else (on_logit_scale(scores[0], bounds), on_logit_scale(scores[1], bounds))
+        )
+        self._told: dict[bool, dict[str, Interval]] = {}
         # The same seed draws the same examples of samples of one size.
         self._seeds = (seed, seed if paired else seed + 1)
         self.difference: tuple[float, float, float] | None = None
@@ -162,26 +167,29 @@ class Gates:
 
     def differences(self) -> dict[str, Interval]:
         """Return by how much mean and CVaR of the first are above the second's, in the unit of the scores."""
-        looks = {"mean": _row_means, f"CVaR {self._protocol.tail_level:g}": self._cvar}
-        return {name: self._difference(self._scores, look) for name, look in looks.items()}
+        return self._differences(self._scores)
 
-    def _cvar(self, rows: _Rows) -> np.ndarray:
-        return cvars(rows, self._protocol.tail_level)
-
-    def _difference(self, samples: Sequence[Values], look: Callable[[_Rows], np.ndarray]) -> Interval:
-        """Return the difference of a statistic, with its 95 % bootstrap interval."""
-        first, second = (float(look(own[None])[0]) for own in samples)
-        return first - second, *self._interval(samples, look, _NUM_TAIL_RESAMPLES)
+    def _differences(self, samples: tuple[Values, Values]) -> dict[str, Interval]:
+        """Return the differences of mean and CVaR, with their intervals; resamples are drawn once for all."""
+        is_given = samples is self._scores  # so are the logits of scores without bounds
+        if is_given not in self._told:
+            look = partial(_means_and_cvars, level=self._protocol.tail_level)
+            first, second = (look(own[None])[0] for own in samples)
+            ends = self._interval(samples, look, _NUM_TAIL_RESAMPLES)
+            rows = zip((first - second).tolist(), *ends.tolist(), strict=True)
+            names = "mean", f"CVaR {self._protocol.tail_level:g}"
+            self._told[is_given] = dict(zip(names, rows, strict=True))
+        return self._told[is_given]
 
     def _interval(
-        self, samples: Sequence[Values], look: Callable[[_Rows], np.ndarray], num_resamples: int
-    ) -> tuple[float, float]:
-        """Return the 95 % bootstrap interval of the difference of a statistic."""
+        self, samples: tuple[Values, Values], look: Callable[[_Rows], np.ndarray], num_resamples: int
+    ) -> np.ndarray:
+        """Return both ends of the 95 % bootstrap intervals of differences of statistics."""
         one, other = (
             _resampled(own, seed, num_resamples, look) for own, seed in zip(samples, self._seeds, strict=True)
         )
-        low, high = (float(at) for at in np.percentile(one - other, PERCENTILES))
-        return low, high
+        ends: np.ndarray = np.percentile(one - other, PERCENTILES, axis=0)
+        return ends
 
     def _ends(self) -> dict[str, Any]:
         """Neither sample heaps up at an end of its scale, named or not."""
@@ -201,14 +209,16 @@ class Gates:
         return {"is_passed": True, "found": "neither sample heaps up there"}
 
     def _means(self) -> dict[str, Any]:
-        return self._equivalent(_row_means, self._protocol.mean_margin, "means")
+        mean, _ = self._differences(self._logits).values()
+        return self._equivalent(mean, self._protocol.mean_margin, "means")
 
     def _cvars(self) -> dict[str, Any]:
-        return self._equivalent(self._cvar, self._protocol.tail_margin, "CVaR")
+        _, cvar = self._differences(self._logits).values()
+        return self._equivalent(cvar, self._protocol.tail_margin, "CVaR")
 
-    def _equivalent(self, look: Callable[[_Rows], np.ndarray], margin: float, what: str) -> dict[str, Any]:
+    def _equivalent(self, difference: Interval, margin: float, what: str) -> dict[str, Any]:
         """Say whether the interval of a difference lies within a margin."""
-        seen, low, high = self._difference(self._logits, look)
+        seen, low, high = difference
         unit = "" if self._bounds is None else " of logits"
         found = f"the difference{unit} is {seen:+.3f} [{low:.3f}, {high:.3f}]; within ±{margin:g} is needed"
         if -margin <= low and high <= margin:
@@ -265,7 +275,7 @@ class Gates:
         quantile, margin = self._protocol.quantile, self._protocol.shape_margin
         first, second = (shape_of(own, quantile) for own in self._logits)
         look = partial(_shapes, quantile=quantile)
-        low, high = self._interval(self._logits, look, _NUM_SHAPE_RESAMPLES)
+        low, high = self._interval(self._logits, look, _NUM_SHAPE_RESAMPLES).tolist()
         self.difference = (first - second, low, high)
         found = (
             f"{first - second:+.3f} [{low:.3f}, {high:.3f}]; {margin:g} and an interval without 0 are needed"
@@ -307,9 +317,9 @@ def _resampled(
     return np.concatenate([look(scores[drawn]) for drawn in blocks])
 
 
-def _row_means(rows: _Rows) -> np.ndarray:
-    found: np.ndarray = rows.mean(axis=1)
-    return found
+def _means_and_cvars(rows: _Rows, level: float) -> np.ndarray:
+    """Return the mean and the CVaR of each row side by side."""
+    return np.stack([rows.mean(axis=1), cvars(rows, level)], axis=1)
 
 
 def cvars(rows: _Rows, level: float) -> np.ndarray:
