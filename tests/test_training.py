@@ -110,9 +110,12 @@ def test_weights_are_those_of_a_plain_loop(learner, tmp_path, order):
         # The gradient of a bias of all keys is 0 but for rounding, which AdamW makes as large as any other.
         compared = {name: value for name, value in expected.items() if "key.bias" not in name}
         assert max((found[name] - value).abs().max() for name, value in compared.items()) < 1e-5
-        assert next(one for one in made if one.task == task).loss == pytest.approx(losses, abs=1e-5)
+        assert next(one for one in made.tasks if one.task == task).loss == pytest.approx(losses, abs=1e-5)
         start = task if order == "sequential" else "base"
-    assert [(one.task, one.model, one.is_new) for one in made] == [("a", "./a", True), ("b", "./b", True)]
+    assert [(one.task, one.model, one.is_new) for one in made.tasks] == [
+        ("a", "./a", True),
+        ("b", "./b", True),
+    ]
 
 
 def plainly_trained(folder, start, task):
@@ -183,19 +186,29 @@ def test_what_is_there_is_not_trained_again(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "here")
     shutil.rmtree(folder / "b")
     lines = []
-    one, other = finetune(folder, report=lines.append)
+    one, other = finetune(folder, report=lines.append).tasks
     assert lines[0] == "a: ./a is there" and (one.is_new, other.is_new) == (False, True)
     assert one.loss and digests(folder) == digests(trained)
     for task in ("a", "b"):
         (folder / task / "finetune_report.json").unlink()
-    assert [made.loss for made in finetune(folder, {"learning_rate": 1.0}, report=lines.append)] == [(), ()]
-    assert lines[-1] == "b: ./b is there, trained elsewhere"
+    assert [one.loss for one in finetune(folder, {"learning_rate": 1.0}, report=lines.append).tasks] == [
+        (),
+        (),
+    ]
+    assert "b: ./b is there, trained elsewhere" in lines
 
 
 def test_another_training_is_refused_where_one_is_there(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "here")
     with pytest.raises(OutputError, match=r"learning_rate was 0.01, and is 0.1 now"):
         finetune(folder, {"learning_rate": 0.1})
+
+
+def test_a_damaged_record_is_told(trained, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "here")
+    (folder / "a" / "finetune_report.json").write_text('{"format": 1, "task": "a", "scores": [1]}')
+    with pytest.raises(OutputError, match=r"a/finetune_report.json.*cannot be read"):
+        finetune(folder)
 
 
 def test_another_training_is_refused_where_one_was_begun(folder):

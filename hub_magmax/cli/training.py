@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from hub_magmax.cli.options import RecipeOptions, changed_recipe, from_cache_option
-from hub_magmax.cli.terminal import Answer, progress, say, verb
+from hub_magmax.cli.terminal import Answer, progress, say, verb, wrote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,22 +20,30 @@ def finetune(asked: RecipeOptions) -> Answer:
     """Train the checkpoints of RECIPE's tasks that are not there yet.
 
     `training` of RECIPE names each task's examples and says how it is trained. A checkpoint that is there
-    stays as it is, and an interrupted training goes on after its last stored step.
+    stays as it is, and an interrupted training goes on after its last stored step. With `evaluation`, what a
+    sequence forgets is measured, and drawn beside RECIPE.
 
     \b
     Examples:
       hub-magmax finetune recipe.yaml
       hub-magmax finetune recipe.yaml --set training.epochs=2
     """
-    from hub_magmax.cli.recipe_and_lock import read_recipe
+    from hub_magmax.cli.recipe_and_lock import files_beside, read_recipe
     from hub_magmax.processes import find_processes
     from hub_magmax.training.finetuning import finetune as do_finetune
+    from hub_magmax.training.forgetting import FILES, write_forgetting
 
     found, processes = read_recipe(asked), find_processes(say)
-    trained = do_finetune(found, processes=processes, report=say, progress=progress)
+    place = files_beside(asked, found)
+    processes.first_decides(lambda: place.check(FILES))
+    made = do_finetune(found, processes=processes, report=say, progress=progress)
     if not processes.is_first:
         return Answer({}, "")
-    return Answer({"tasks": [one.to_dict() for one in trained]}, _table(trained))
+    text = _table(made.tasks)
+    if made.forgetting is not None:
+        files = write_forgetting(made.forgetting, place)
+        text += f"\n\n{made.forgetting.table()}\n{wrote(files)}"
+    return Answer(made.to_dict(), text)
 
 
 def _table(trained: Sequence[Trained]) -> str:

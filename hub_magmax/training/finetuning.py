@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_magmax.checkpoints.locations import location_of
+from hub_magmax.checkpoints.locations import ModelPlace, location_of
 from hub_magmax.checkpoints.opening import open_source
 from hub_magmax.checkpoints.pinning import copied_files, copy_side_file, lock_source
 from hub_magmax.errors import RecipeError
@@ -30,12 +30,12 @@ from hub_magmax.recipe.statistics_checks import is_local
 from hub_magmax.recipe.training import Training
 from hub_magmax.recipe.training_checks import training_evaluator
 from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
+from hub_magmax.training.forgetting import Forgetting, Measuring, Row
 from hub_magmax.training.record import RECORD_NAME, TrainingRecord, check_same, in_parts, read_record
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hub_magmax.training.states import TrainingFolder
 
 #: Values of `training` that decide no byte of a checkpoint.
 _WITHOUT_EFFECT = ("data", "checkpoint_every", "evaluator")
@@ -53,16 +53,30 @@ class Trained:
         model: Its checkpoint, as the recipe names it.
         is_new: Whether it was trained just now.
         loss: Means over successive parts of its training; empty for one that was not trained by us.
+        scores: Of the tasks until it, where they are a sequence and the recipe says how to score them.
     """
 
     task: str
     model: str
     is_new: bool
     loss: tuple[float, ...] = ()
+    scores: Row = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """Checkpoints of all tasks of a recipe, in order, and what a sequence of them forgot."""
+
+    tasks: tuple[Trained, ...]
+    forgetting: Forgetting | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON has them."""
-        return {"task": self.task, "model": self.model, "is_new": self.is_new, "loss": [*self.loss]}
+        tasks = [
+            {"task": one.task, "model": one.model, "is_new": one.is_new, "loss": [*one.loss]}
+            for one in self.tasks
+        ]
+        return {"tasks": tasks, "forgetting": self.forgetting.to_dict() if self.forgetting else None}
 
 
 @checked
@@ -72,12 +86,13 @@ def finetune(
     processes: Processes | None = None,
     report: Report = lambda line: None,
     progress: ProgressBar = unseen,
-) -> tuple[Trained, ...]:
+) -> Finetuned:
     """Train the checkpoint of each task whose folder is not there yet, in the recipe's order.
 
     What is there is not touched, and has to be of the training that the recipe describes, if it was made by
     this function. An interrupted call goes on after the last state that it kept, and on a CPU ends with the
-    same bytes. Under `accelerate launch` or torchrun every process computes a share of each step.
+    same bytes. Where tasks are a sequence and the recipe has an `evaluation`, each checkpoint is scored on
+    all tasks until it. Under `accelerate launch` or torchrun every process computes a share of each step.
 
     Args:
         recipe: Its `training` says how; its tasks say where.
@@ -87,7 +102,7 @@ def finetune(
             steps that are done.
 
     Returns:
-        All tasks of the recipe, in order.
+        All tasks of the recipe, and how their scores went.
 
     Raises:
         RecipeError: If the recipe has no `training`, or nothing to train a missing checkpoint on.
@@ -108,11 +123,16 @@ def finetune(
     school = _School(found, spec, processes or find_processes(report), report, progress)
     missing = school.processes.first_decides(school.missing)
     with undisturbed():
+        measuring = Measuring.find(found, school.processes, report)
         examples = {task.name: school.examples(task) for task in found.tasks if task.name in missing}
-        return tuple(
-            school.train(task, examples[task.name]) if task.name in missing else school.present(task)
+        made = tuple(
+            school.train(task, examples[task.name], measuring)
+            if task.name in missing
+            else school.present(task, measuring)
             for task in found.tasks
         )
+        forgetting = measuring.forgetting({one.task: one.scores for one in made}) if measuring else None
+        return Finetuned(made, forgetting)
 
 
 @dataclass(frozen=True)
@@ -172,15 +192,24 @@ class _School:
     def seed(self) -> int:
         return self.recipe.seed if self.spec.seed is None else self.spec.seed
 
-    def present(self, task: Task) -> Trained:
+    def present(self, task: Task, measuring: Measuring | None) -> Trained:
         """Return a checkpoint that is there; raise OutputError if the recipe describes another one."""
         record = None
         if is_local(self.recipe, task.model):
             record = read_record(self._path(task) / RECORD_NAME)
         if record is not None and task.name in self.spec.data:
-            check_same(record, {"settings": self._settings(task)}, self._path(task))
+            check_same(record.identity, {"settings": self._settings(task)}, self._path(task))
         self.report(f"{task.name}: {task.model} is there{'' if record else ', trained elsewhere'}")
-        return Trained(task.name, task.model, False, tuple((record or {}).get("loss") or ()))
+        loss, scores = (record.loss, record.scores) if record else ((), {})
+        return Trained(task.name, task.model, False, loss, self._scores(task, scores, measuring))
+
+    def _scores(self, task: Task, known: Row, measuring: Measuring | None) -> Row:
+        """Return the scores of a checkpoint that is there, measured if the known ones are of others."""
+        if measuring is None:
+            return {}
+        if measuring.is_same(task.name, known):
+            return known
+        return measuring.row(task.name, self._place(lock_source(self.recipe, task.model)))
 
     @property
     def _evaluator(self) -> Evaluator:
@@ -190,7 +219,7 @@ class _School:
     def examples(self, task: Task) -> Dataset:
         return examples_for(self._evaluator, self.spec.data[task.name], self.recipe, {})
 
-    def train(self, task: Task, rows: Dataset) -> Trained:
+    def train(self, task: Task, rows: Dataset, measuring: Measuring | None) -> Trained:
         """Train one task, and write its checkpoint."""
         from hub_magmax.training.loop import Examples, frozen_parameters, train
         from hub_magmax.training.order import ExampleOrder, seed_of
@@ -223,19 +252,26 @@ class _School:
                         self._told(task),
                         advance,
                     )
-                record = replace(record, loss=in_parts(losses))
                 model.network.to(dtype)
                 if self.processes.is_first:
-                    self._write(model, locked, folder, record)
+                    self._write(model, locked, folder.finished)
+                self.processes.wait()
+                scores = measuring.row(task.name, ModelPlace(str(folder.finished))) if measuring else {}
+                record = replace(record, loss=in_parts(losses), scores=scores)
+                if self.processes.is_first:
+                    write_text(folder.finished / RECORD_NAME, record.to_json())
+                    folder.publish()
             self.processes.wait()
-        return Trained(task.name, task.model, True, record.loss)
+        return Trained(task.name, task.model, True, record.loss, scores)
 
     def _told(self, task: Task) -> Report:
         return lambda line: self.report(f"{task.name}: {line}")
 
     def _model(self, locked: LockedSource, evaluator: Evaluator) -> LoadedModel:
-        place = location_of(locked, self.recipe.folder).model_place
-        return load_model(place, evaluator.model_class, evaluator.processor_class, "training")
+        return load_model(self._place(locked), evaluator.model_class, evaluator.processor_class, "training")
+
+    def _place(self, locked: LockedSource) -> ModelPlace:
+        return location_of(locked, self.recipe.folder).model_place
 
     def _record(self, task: Task, locked: LockedSource, rows: Dataset, num_steps: int) -> TrainingRecord:
         known = {"examples": len(rows), "fingerprint": fingerprint(rows, rows.column_names)}
@@ -245,16 +281,11 @@ class _School:
         versions = {name: version(name) for name in _PACKAGES}
         return TrainingRecord(task.name, self._settings(task), start, known, run | versions)
 
-    def _write(
-        self, model: LoadedModel, locked: LockedSource, folder: TrainingFolder, record: TrainingRecord
-    ) -> None:
-        """Write weights, the files beside those of the start, and the record; then give all its name."""
-        finished = folder.finished
+    def _write(self, model: LoadedModel, locked: LockedSource, finished: Path) -> None:
+        """Write weights, and the files beside those of the start."""
         with os_errors(finished), without_bars():
             shutil.rmtree(finished, ignore_errors=True)
             model.network.save_pretrained(finished)
         with closing(open_source(self.recipe, locked)) as source:
             for path in copied_files(source, locked):
                 copy_side_file(source, path, locked, finished)
-        write_text(finished / RECORD_NAME, record.to_json())
-        folder.publish()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from hub_magmax.text import shown
 
 #: File of a checkpoint's record, beside its weights.
 RECORD_NAME = "finetune_report.json"
+
+#: Values by part of a record.
+Parts = Mapping[str, Mapping[str, Any]]
 
 #: Parts in which the losses of all steps are stored, each as a mean.
 NUM_PARTS = 20
@@ -30,6 +33,7 @@ class TrainingRecord:
         data: Names, number and fingerprint of its examples.
         run: Steps, processes, precision and versions of packages.
         loss: Means over successive parts of the steps, each of the same length.
+        scores: Of the tasks until this one, as `forgetting.Measuring` gives them, if it did.
     """
 
     task: str
@@ -38,6 +42,7 @@ class TrainingRecord:
     data: Mapping[str, Any]
     run: Mapping[str, Any]
     loss: tuple[float, ...] = ()
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, dict[str, Any]]:
@@ -49,8 +54,8 @@ class TrainingRecord:
         return json.dumps({"format": 1, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Return the values of a stored record, None where there is none.
+def read_record(path: Path) -> TrainingRecord | None:
+    """Return a stored record, None where there is none.
 
     Raises:
         OutputError: If it cannot be read.
@@ -62,20 +67,21 @@ def read_record(path: Path) -> dict[str, Any] | None:
         where=from_here(path),
         hint="Delete its folder, and the task is trained again.",
     )
-    return read_json(path.read_bytes(), dict[str, Any], unreadable)[0]
+    return read_json(path.read_bytes(), TrainingRecord, unreadable, ("format",))[0]
 
 
-def check_same(found: Mapping[str, Any], wanted: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def check_same(
+    found: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Mapping[str, Any]], path: Path
+) -> None:
     """Raise OutputError where a stored record differs in a value.
 
     Args:
-        found: Values of the stored record.
-        wanted: Values of now, by part of the record.
+        found: Values of the stored record, by part of it.
+        wanted: Values of now, of some parts.
         path: The folder that was trained.
     """
     for part, values in wanted.items():
-        stored = found.get(part)
-        stored = stored if isinstance(stored, dict) else {}
+        stored = found[part]
         if changed := [key for key in {**stored, **values} if stored.get(key) != values.get(key)]:
             key = changed[0]
             raise OutputError(

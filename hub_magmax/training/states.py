@@ -65,7 +65,7 @@ class TrainingFolder:
     def _compare(self, record: TrainingRecord) -> None:
         path = self.root / RECORD_NAME
         if self.latest is not None and (found := read_record(path)) is not None:
-            check_same(found, record.identity, self.root)
+            check_same(found.identity, record.identity, self.root)
         else:
             write_text(path, record.to_json())  # whatever was begun before kept no state
 
