@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import json
 import shutil
@@ -12,7 +13,8 @@ from hub_magmax.errors import EvaluationError, LockError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scores import MERGED, make_score, read_scores, write_scores
 from hub_magmax.fleet.canaries import canary
-from hub_magmax.fleet.history import Revision, StoredScores, as_table, last_good
+from hub_magmax.fleet.history import Revision, StoredScores, as_table, history, last_good
+from hub_magmax.merging.output.report import REPORT_NAME, read_report
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.publishing.preflight import rehearse
 from hub_magmax.publishing.pushing import push
@@ -125,11 +127,15 @@ def test_repository_is_compared_with_an_earlier_revision(merged, images, hub):  
 
 
 def published_worse(folder, repo, hub):
-    """Commit a model that is always wrong, with its scores, as a run with another preference would."""
+    """Commit a model that is always wrong, with its report and scores, as a run of another recipe would."""
     say(folder, 1)
     for task in "ab":
         pin(folder, task, [0.0] * 10)
-    names = ("model.safetensors", "scores.json", "outcomes.json")
+    report, weights = read_report(folder / REPORT_NAME), (folder / "model.safetensors").read_bytes()
+    sha256 = hashlib.sha256(weights).hexdigest()
+    shard = replace(report.shards[0], sha256=sha256, size_bytes=len(weights))
+    (folder / REPORT_NAME).write_text(replace(report, shards=(shard,)).to_json())
+    names = ("model.safetensors", "scores.json", "outcomes.json", REPORT_NAME)
     hub.add_repo(repo, files={name: (folder / name).read_bytes() for name in names})
 
 
@@ -152,6 +158,33 @@ def test_worse_model_is_compared_with_the_last_good_one_every_day(merged, images
     assert call("canary", repo, "--from", images, "--against", "main")[0] == 0, "its own scores"
     # Another first one, a loss of which the margin allows.
     assert canary(repo, folder=images, margin=0.4).against == f"{repo}@{hub.head(repo)[:7]}"
+
+
+def test_scores_are_not_those_of_weights_that_were_changed_after_the_push(merged, images, hub):  # noqa: F811
+    repo = f"me/canary{next(_numbers)}"
+    push(merged, repo)
+    pushed = hub.head(repo)
+    hub.add_repo(repo, files={"README.md": b"my words"}, message="My words")
+    assert all(found.scores and not found.changed for found in history(repo, limit=2)), "the card is no model"
+    for name in ("model.safetensors", "config.json"):
+        say(merged, 1)
+        hub.add_repo(repo, files={name: (merged / name).read_bytes() + b"\n"}, message=f"My {name}")
+        (now, before, *_) = history(repo)
+        assert now.scores is None and now.changed and name in now.changed
+    assert before.changed == ("model.safetensors",) and now.changed == ("model.safetensors", "config.json")
+    assert last_good(history(repo), 0.01).title == "My words", "whose model is the one that was scored"
+    code, out, _ = call("history", repo)
+    theirs = next(line for line in out.splitlines() if "My model.safetensors" in line)
+    assert code == 0 and theirs.endswith("(not as merged, so not as scored: model.safetensors)")
+    assert "accuracy" not in theirs and "accuracy" in next(
+        line for line in out.splitlines() if pushed[:12] in line
+    )
+    (files,) = {
+        found["changed"][0] for found in json.loads(call("history", repo, "--json")[1]) if found["changed"]
+    }
+    assert files == "model.safetensors"
+    hub.add_repo(repo, files={REPORT_NAME: b"{}"})
+    assert history(repo, limit=1)[0].changed == (REPORT_NAME,)
 
 
 def revision(number, rolled_back=False, metric="accuracy", data="x", **means):

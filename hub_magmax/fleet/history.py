@@ -11,15 +11,20 @@ from typing import Any
 
 from hub_magmax.checkpoints.index import ROUTER_WEIGHTS_NAME, SELECTION_SUFFIX
 from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
+from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub
+from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import MERGED, stored_means
 from hub_magmax.evaluation.tables import Cell, Shown, Table
 from hub_magmax.files import digest
 from hub_magmax.fleet.tags import tagged_commit
+from hub_magmax.fleet.verifying import unlike_report
 from hub_magmax.hub import hub_api, hub_errors
-from hub_magmax.merging.output.report import REPORT_NAME
+from hub_magmax.merging.output.report import REPORT_NAME, parse_report
+from hub_magmax.publishing.authorship import is_ours
 from hub_magmax.recipe.arguments import checked
+from hub_magmax.text import listed
 
 #: Revisions that are looked at, the newest.
 MAX_REVISIONS = 50
@@ -30,6 +35,9 @@ _TITLE = re.compile(r"Roll back to ([0-9a-f]{12})")
 
 #: Revisions that are listed side by side.
 _PARALLEL = 8
+
+#: Changed files that are named of many.
+_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,12 @@ class Revision:
     Attributes:
         commit, created, title: Of the commit; the time in ISO 8601.
         weights: A digest of the weight files, the same for the same model; empty where none was merged.
-        scores: Of the merged model; None where none are stored.
+        scores: Of the merged model; None where none are stored, and where `changed` names files, since the
+            stored ones are then those of another model.
         rolled_back: A later commit restored an earlier revision in place of it.
         last_good: The tag of the last good revision names it (`tags.LAST_GOOD`).
+        changed: Where scores are stored: files that are not those of the merge report, so that they were
+            changed, removed or added by hand after the model was scored.
     """
 
     commit: str
@@ -75,6 +86,7 @@ class Revision:
     scores: StoredScores | None = None
     rolled_back: bool = False
     last_good: bool = False
+    changed: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -109,7 +121,22 @@ def described(repo_id: str, commit: Any) -> Revision:
     """Return a commit of `list_commits` with what is stored there, and nothing about others."""
     created = commit.created_at.isoformat(timespec="seconds")
     with closing(open_hub(repo_id, commit.commit_id)) as source:
-        return Revision(commit.commit_id, created, commit.title, _weights(source), _stored_scores(source))
+        found = Revision(commit.commit_id, created, commit.title, _weights(source))
+        if (scores := _stored_scores(source)) is None:
+            return found
+        changed = _changed(source, is_as_pushed=is_ours(commit.title, commit.message))
+        return replace(found, scores=None if changed else scores, changed=changed)
+
+
+def _changed(source: FileSource, *, is_as_pushed: bool) -> tuple[str, ...]:
+    """Return the files that are not those of the merge report; the report itself where it is none."""
+    if REPORT_NAME not in source.sizes:
+        return (REPORT_NAME,)
+    try:
+        report = parse_report(read_small_file(source, REPORT_NAME), f"{source.label}, {REPORT_NAME}")
+    except OutputError:
+        return (REPORT_NAME,)
+    return unlike_report(source, report, is_folder=False, is_as_pushed=is_as_pushed)
 
 
 def list_commits(repo_id: str, revision: str | None) -> list[Any]:
@@ -178,8 +205,10 @@ def _row(found: Revision) -> tuple[Cell, ...]:
         metric, mean, lowest = found.scores.metric, sum(means.values()) / len(means), means[worst]
     when = Shown(found.created, found.created[:16].replace("T", " "))
     weights = Shown(found.weights, found.weights[:8]) if found.weights else None
-    marks = {"rolled back": found.rolled_back, "last good": found.last_good}
-    title = "".join([found.title, *(f" ({mark})" for mark, is_set in marks.items() if is_set)])
+    marks = ["rolled back"] * found.rolled_back + ["last good"] * found.last_good
+    if found.changed:
+        marks.append(f"not as merged, so not as scored: {listed(found.changed, _FEW)}")
+    title = "".join([found.title, *(f" ({mark})" for mark in marks)])
     return Shown(found.commit, found.commit[:12]), when, weights, metric, mean, lowest, worst, title
 
 

@@ -19,10 +19,9 @@ from hub_magmax.fleet.checks import Check, latest, noted
 from hub_magmax.fleet.history import list_commits
 from hub_magmax.fleet.members import Member, find_members
 from hub_magmax.fleet.tags import tagged_commit
-from hub_magmax.fleet.verifying import surplus_files
-from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report
+from hub_magmax.fleet.verifying import unlike_report
+from hub_magmax.merging.output.report import REPORT_NAME, parse_report
 from hub_magmax.publishing.authorship import is_ours
-from hub_magmax.publishing.comparing import changed_files
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.text import publishable
@@ -194,7 +193,7 @@ def _of_files(source: FileSource, *, is_folder: bool, is_as_pushed: bool) -> Ite
         )
     report = parse_report(read_small_file(source, REPORT_NAME), f"{source.label}, {REPORT_NAME}")
     yield {"version": str(report.versions.get("hub_magmax", ""))}
-    yield {"changed": _changed(source, report, is_folder=is_folder, is_as_pushed=is_as_pushed)}
+    yield {"changed": unlike_report(source, report, is_folder=is_folder, is_as_pushed=is_as_pushed)}
     lock = stored_lock(source)
     yield {
         "method": dict(lock.method),
@@ -208,24 +207,6 @@ def _tag(repo_id: str, commit: str, commits: Sequence[Any]) -> str:
     tagged = tagged_commit(repo_id)
     is_earlier = tagged in {found.commit_id for found in commits}
     return "head" if tagged == commit else "earlier" if is_earlier else ""
-
-
-def _changed(
-    source: FileSource, report: MergeReport, *, is_folder: bool, is_as_pushed: bool
-) -> tuple[str, ...]:
-    """Return the files that are not those of the report.
-
-    Weights are compared by the sha256 that the Hub states, in a folder by their sizes. Small files of a
-    repository are read unless its newest commit is of this program, which compared them then.
-    """
-    sizes = {shard.file: shard.size_bytes for shard in report.shards}
-    small = [path for path in report.files if path not in sizes]
-    if is_folder:
-        weights = [path for path, size in sizes.items() if source.size_of(path) != size]
-    else:
-        weights = [*changed_files(source, report, sizes)]
-    read = [path for path in small if source.size_of(path) is None] if is_as_pushed else small
-    return (*weights, *changed_files(source, report, read), *surplus_files(source, report))
 
 
 def _origin(role: str, locked: LockedSource) -> Origin:

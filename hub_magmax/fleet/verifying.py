@@ -13,7 +13,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import HubMagmaxError, LockError, OutputError, PublishError
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
-from hub_magmax.publishing.comparing import AFTER_CHANGE, compare_reported
+from hub_magmax.publishing.comparing import AFTER_CHANGE, changed_files, compare_reported
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
@@ -63,6 +63,24 @@ def _compare(source: TensorSource, report: MergeReport, kind: type[HubMagmaxErro
             hint=AFTER_CHANGE[kind],
         )
     return report.sha256
+
+
+def unlike_report(
+    source: TensorSource, report: MergeReport, *, is_folder: bool, is_as_pushed: bool
+) -> tuple[str, ...]:
+    """Return the files that are not those of the report: changed, missing or added. No weights are read.
+
+    Weights are compared by the sha256 that the Hub states, in a folder by their sizes. Small files of a
+    repository are read unless the revision is a commit of this program, which compared them then.
+    """
+    sizes = {shard.file: shard.size_bytes for shard in report.shards}
+    small = [path for path in report.files if path not in sizes]
+    if is_folder:
+        weights = [path for path, size in sizes.items() if source.size_of(path) != size]
+    else:
+        weights = [*changed_files(source, report, sizes)]
+    read = [path for path in small if source.size_of(path) is None] if is_as_pushed else small
+    return (*weights, *changed_files(source, report, read), *surplus_files(source, report))
 
 
 def surplus_files(source: TensorSource, report: MergeReport) -> list[str]:
