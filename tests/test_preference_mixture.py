@@ -4,7 +4,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
-from hub_magmax.preference.mixture import Space, mixture_by_mmd, mixture_by_transport
+from hub_magmax.preference.mixture import (
+    Space,
+    excess_by_mmd,
+    excess_by_transport,
+    mixture_by_mmd,
+    mixture_by_transport,
+)
 
 FITS = {"transport": mixture_by_transport, "mmd": mixture_by_mmd}
 both = pytest.mark.parametrize("kind", FITS)
@@ -61,6 +67,8 @@ def test_the_mixture_by_transport_has_the_least_divergence_of_a_grid():
     grid = [0.1, 0.5, float(found[0]) - 0.05, float(found[0]) + 0.05]
     best = divergence(space, float(found[0]), 0.1)
     assert all(best < divergence(space, share, 0.1) for share in grid)
+    alone = [divergence(space, share, 0.1) - best for share in (1 - 1e-5, 1e-5)]
+    assert excess_by_transport([space], found, regularisation=0.1) == pytest.approx(alone, rel=1e-3)
 
 
 def test_the_mixture_by_mmd_has_the_least_discrepancy_of_a_grid():
@@ -84,6 +92,8 @@ def test_the_mixture_by_mmd_has_the_least_discrepancy_of_a_grid():
 
     grid = np.linspace(0, 1, 1001)
     assert found == pytest.approx(grid[np.argmin([discrepancy(share) for share in grid])], abs=2e-3)
+    alone = [discrepancy(share) - discrepancy(found) for share in (1, 0)]
+    assert excess_by_mmd([space], np.array([found, 1 - found])) == pytest.approx(alone, rel=1e-6)
 
 
 def test_resamples_are_fitted_exactly_by_mmd():

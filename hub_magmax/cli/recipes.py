@@ -117,7 +117,12 @@ def _estimated(asked: RecipeOptions, recipe: Recipe) -> tuple[ResolvedPreference
 
 
 #: Facts of an estimate that need more words than their names.
-_NOTES = {"similarities": "similarities (of the target to each task's data; exp(-distance / temperature))"}
+_NOTES = {
+    "distances": "distances (of the target to each task's data alone)",
+    "similarities": "similarities (of the target to each task's data; exp(-distance / temperature))",
+    "farther_than_mixture": "farther than the mixture (each task's data alone from the target, by what the"
+    " weights minimise: the Sinkhorn divergence for transport, the squared discrepancy for mmd)",
+}
 
 
 def _plainly(value: Any) -> str:

@@ -33,7 +33,14 @@ from hub_magmax.preference.features import (
     input_column,
     load_feature_model,
 )
-from hub_magmax.preference.mixture import Space, mixture_by_mmd, mixture_by_transport, whiten
+from hub_magmax.preference.mixture import (
+    Space,
+    excess_by_mmd,
+    excess_by_transport,
+    mixture_by_mmd,
+    mixture_by_transport,
+    whiten,
+)
 from hub_magmax.preference.safeguards import bootstrap_shares, check_sample_size, conclude, draw, rounded
 from hub_magmax.preference.samples import Scorer, split_target
 from hub_magmax.recipe.lockfile import LockedSource, ResolvedPreference
@@ -48,15 +55,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Estimated:
-    """Weights and distances that a comparison of samples found.
+    """Weights that a comparison of samples found, and what they follow from.
 
     Attributes:
         draws: Weights, one row per weighting of the target sample.
-        distances: Of the target sample to each task alone.
+        facts: By name, a number for each task. Of a mixture: how much farther each task alone is from the
+            target, by what the weights minimise. Otherwise the distances to each, and the similarities.
     """
 
     draws: Float64[np.ndarray, "draws tasks"]
-    distances: Float64[np.ndarray, " tasks"]
+    facts: Mapping[str, Float64[np.ndarray, " tasks"]]
 
 
 def compare_samples(spec: DistanceEstimate, spaces: Sequence[Space], target_shares: Shares) -> Estimated:
@@ -67,26 +75,30 @@ def compare_samples(spec: DistanceEstimate, spaces: Sequence[Space], target_shar
         spaces: Both samples under each task's model, in task order; or one space that is used for all.
         target_shares: Weightings of the target sample, the first one uniform.
     """
+    if isinstance(spec, Mixture) and spec.fit == "mixture":
+        return _mixture(spec, spaces, target_shares)
     distance = _distance(spec)
-    num_tasks = len(spaces[0].train)
-    own = [spaces[t if len(spaces) > 1 else 0] for t in range(num_tasks)]
-    mixes = isinstance(spec, Mixture) and spec.fit == "mixture"
-    shares = target_shares[:1] if mixes else target_shares
-    found = np.stack([distance(space.train[t], space.target, shares) for t, space in enumerate(own)], axis=1)
-    if isinstance(spec, Mixture) and mixes:
-        return Estimated(_mixture(spec, spaces, target_shares), found[0])
-    return Estimated(weights_from_distances(found, spec.temperature), found[0])
+    own = [spaces[t if len(spaces) > 1 else 0] for t in range(len(spaces[0].train))]
+    found = np.stack(
+        [distance(space.train[t], space.target, target_shares) for t, space in enumerate(own)], axis=1
+    )
+    nearness = similarity(found[0], spec.temperature)
+    weights = weights_from_distances(found, spec.temperature)
+    return Estimated(weights, {"distances": found[0], "similarities": nearness})
 
 
-def _mixture(
-    spec: Mixture, spaces: Sequence[Space], target_shares: Shares
-) -> Float64[np.ndarray, "draws tasks"]:
+def _mixture(spec: Mixture, spaces: Sequence[Space], target_shares: Shares) -> Estimated:
     if spec.whiten:
         spaces = [whiten(space) for space in spaces]
     if isinstance(spec, Transport):
-        return mixture_by_transport(spaces, target_shares, regularisation=spec.regularisation)
+        epsilon = spec.regularisation
+        draws = mixture_by_transport(spaces, target_shares, regularisation=epsilon)
+        excess = excess_by_transport(spaces, draws[0], regularisation=epsilon)
+        return Estimated(draws, {"farther_than_mixture": excess})
     assert isinstance(spec, Mmd)
-    return mixture_by_mmd(spaces, target_shares, bandwidth=spec.bandwidth)
+    draws = mixture_by_mmd(spaces, target_shares, bandwidth=spec.bandwidth)
+    excess = excess_by_mmd(spaces, draws[0], bandwidth=spec.bandwidth)
+    return Estimated(draws, {"farther_than_mixture": excess})
 
 
 def _distance(
@@ -122,7 +134,6 @@ def resolve_comparison(
     spaces = _spaces(spec, recipe, target.estimation, train, sources)
     with step(f"comparing the samples by {kind}"):
         found = compare_samples(spec, spaces, bootstrap_shares(len(target.estimation), recipe.seed))
-    nearness = similarity(found.distances, spec.temperature)
     prints = {
         task: fingerprint(examples, [_column(spec.train[task], examples)]) for task, examples in train.items()
     }
@@ -134,11 +145,14 @@ def resolve_comparison(
         seen={
             "target_examples": len(target.estimation),
             "train_examples": {task: len(examples) for task, examples in train.items()},
-            "distances": rounded(dict(zip(tasks, found.distances.tolist(), strict=True))),
-            "similarities": rounded(dict(zip(tasks, nearness.tolist(), strict=True))),
+            **{name: _by_task(tasks, values) for name, values in found.facts.items()},
         },
         score=target.score(scorer, spec.target),
     )
+
+
+def _by_task(tasks: Sequence[str], values: Float64[np.ndarray, " tasks"]) -> dict[str, float]:
+    return rounded(dict(zip(tasks, values.tolist(), strict=True)))
 
 
 def _column(data: Data, examples: Dataset) -> str:

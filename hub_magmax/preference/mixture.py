@@ -101,9 +101,7 @@ def mixture_by_mmd(
         One row of weights per row of `target_shares`.
     """
     shares = _shares(spaces, target_shares)
-    parts = [_discrepancy(space, bandwidth) for space in spaces]
-    quadratic = np.mean([inner for inner, _ in parts], axis=0)
-    cross = np.mean([cross for _, cross in parts], axis=0)
+    quadratic, cross = _mean_discrepancy(spaces, bandwidth)
     start = np.full(len(quadratic), 1.0 / len(quadratic))
     return np.array([_least_quadratic(quadratic, -cross @ share, start) for share in shares])
 
@@ -128,21 +126,60 @@ def mixture_by_transport(
         One row of weights per row of `target_shares`.
     """
     shares = _shares(spaces, target_shares)
+    divergence = _divergence(spaces, regularisation, shares[0])
+    num_tasks = len(spaces[0].train)
+    best = _least(lambda weights: divergence(weights)[:2], np.full(num_tasks, 1.0 / num_tasks))
+    if len(shares) == 1:
+        return best[None]
+    return np.vstack([best, _refits(divergence, best, shares[1:] - shares[0])])
+
+
+def excess_by_mmd(spaces: Sequence[Space], weights: Weights, *, bandwidth: float = 1.0) -> Weights:
+    """Return how far each task alone is from the target, less how far the mixture is: squared discrepancies.
+
+    Args:
+        spaces: As for `mixture_by_mmd`.
+        weights: Of the mixture.
+        bandwidth: As for `mixture_by_mmd`.
+    """
+    quadratic, cross = _mean_discrepancy(spaces, bandwidth)
+    pull = 2 * cross @ _shares(spaces, None)[0]
+    return np.asarray(np.diag(quadratic) - pull - (weights @ quadratic @ weights - pull @ weights))
+
+
+def excess_by_transport(spaces: Sequence[Space], weights: Weights, *, regularisation: float = 0.1) -> Weights:
+    """Return how far each task alone is from the target, less how far the mixture is: Sinkhorn divergences.
+
+    Args:
+        spaces: As for `mixture_by_transport`.
+        weights: Of the mixture.
+        regularisation: As for `mixture_by_transport`.
+    """
+    divergence = _divergence(spaces, regularisation, _shares(spaces, None)[0])
+    of_mixture = divergence(weights)[0]
+    return np.array([divergence(alone)[0] - of_mixture for alone in np.eye(len(weights))])
+
+
+def _divergence(
+    spaces: Sequence[Space], regularisation: float, share: Float64[np.ndarray, " target"]
+) -> Callable[[Weights], tuple[float, Weights, Float64[np.ndarray, " target"]]]:
+    """Return a function of weights: mean over the spaces of what `_transport_problem` returns."""
     problems = [_transport_problem(space, regularisation) for space in spaces]
 
     def divergence(weights: Weights) -> tuple[float, Weights, Float64[np.ndarray, " target"]]:
-        found = [problem(weights, shares[0]) for problem in problems]
+        found = [problem(weights, share) for problem in problems]
         return (
             float(np.mean([value for value, _, _ in found])),
             np.mean([gradient for _, gradient, _ in found], axis=0),
             np.mean([potential for _, _, potential in found], axis=0),
         )
 
-    num_tasks = len(spaces[0].train)
-    best = _least(lambda weights: divergence(weights)[:2], np.full(num_tasks, 1.0 / num_tasks))
-    if len(shares) == 1:
-        return best[None]
-    return np.vstack([best, _refits(divergence, best, shares[1:] - shares[0])])
+    return divergence
+
+
+def _mean_discrepancy(spaces: Sequence[Space], bandwidth: float) -> tuple[Matrix, Matrix]:
+    parts = [_discrepancy(space, bandwidth) for space in spaces]
+    return np.mean([inner for inner, _ in parts], axis=0), np.mean([cross for _, cross in parts], axis=0)
 
 
 def _shares(spaces: Sequence[Space], target_shares: Shares | None) -> Shares:
