@@ -2,12 +2,15 @@
 
 import json
 import re
+from contextlib import contextmanager
 from itertools import count
 
 import pytest
 from click.testing import CliRunner
 
+import hub_magmax
 from hub_magmax.cli import main
+from hub_magmax.recipe.loading import load_recipe
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 
 ROWS, OTHERS = {"dataset": "./rows.parquet"}, {"dataset": "./others.parquet"}
@@ -62,6 +65,41 @@ def test_a_comparison_says_how_many_models_it_tries_and_how_to_try_fewer(folder)
     assert line.endswith("; fewer by compare.methods and compare.scaling")
     (line,) = announced("compare", path)
     assert line.startswith("9 models to try, 9 measured before: ") and "are read" not in line
+
+
+def test_a_comparison_counts_ways_alike_and_says_when_it_only_reads(folder, tmp_path):
+    compare = {"tune": {**ROWS}, "report": {**OTHERS}, "methods": ["average", "random_mix"], "scaling": [0.5]}
+    recipe = load_recipe(written(folder, "counted", compare=compare | {"seeds": [1, 2]}))
+
+    def told():
+        lines, shown = [], []
+
+        @contextmanager
+        def progress(total, doing, unit):
+            done = []
+            yield done.append
+            shown.append((doing, sum(done), total, unit))
+
+        found = hub_magmax.compare(
+            recipe, journal=tmp_path / "counted.journal", report=lines.append, progress=progress
+        )
+        counted = [one for one in shown if one[3] == "ways"]
+        return lines, counted, found
+
+    lines, (comparing, scoring), found = told()
+    number = len(found.tried)
+    (line,) = [line for line in lines if "to try" in line]
+    assert (
+        f": {number} ways to merge, the recipe as it stands among them, those that draw with 2 seeds, "
+        in line
+    )
+    assert comparing == ("comparing", number, number, "ways")
+    assert f"{number} ways to merge, " in found.table()
+    assert scoring[0] == "scoring the best of each method on other examples"
+    assert any(line.startswith("scoring the best of each") for line in lines)
+    lines, (_, reading), again = told()
+    assert again == found and reading[0] == "reading what the best of each method did on other examples"
+    assert not any("scoring" in line for line in lines)
 
 
 def test_a_sweep_says_how_many_models_it_tries(folder):

@@ -50,7 +50,7 @@ def choose(
             "compare.methods and compare.scaling",
         )
         scorer.cost.announce(*scorer.num_models(tried, "tune"), what, fewer)
-        with opened(progress, len(tried), "choosing the method", "models") as advance:
+        with opened(progress, len(tried), "choosing the method", "ways") as advance:
             trials = list(counted(scorer.run(tried, batches, "tune"), len(tried), 1, advance))
     winner = best(trials)
     report(_told(winner, trials, scorer.evaluator.metric))

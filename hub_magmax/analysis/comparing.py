@@ -28,7 +28,7 @@ from hub_magmax.recipe.merge_values import rules_under
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
 from hub_magmax.recipe.values import AUTO, Data
-from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
+from hub_magmax.text import ProgressBar, Report, step, unseen
 
 if TYPE_CHECKING:
     from hub_magmax.reporting.figures import Row
@@ -209,16 +209,23 @@ def compare(
         last = f"then {finals(tried)} on {examples_of(other)}"
         fewer = "compare.methods and compare.scaling"
         scorer.cost.announce(*scorer.num_models(tried, "tune"), f"{what}; {last}", fewer)
-        with opened(progress, len(tried), "comparing", "models") as advance:
+        with opened(progress, len(tried), "comparing", "ways") as advance:
             trials = list(counted(scorer.run(tried, batches, "tune"), len(tried), 1, advance))
         winner, finalists = best(trials), _finalists(trials)
         shown = [trial.candidate for trial in finalists.values()]
         shown.append(base_model(len(lock.tasks)))
-        doing = f"scoring {number_of(len(shown), 'model')} on other examples"
-        with step(doing, report), opened(progress, len(shown), doing, "models") as advance:
+        doing = _on_others(*scorer.num_models(shown, "report"))
+        with step(doing, report), opened(progress, len(shown), doing, "ways") as advance:
             *found, base = counted(scorer.run(shown, other, "report"), len(shown), 1, advance)
             reported = dict(zip(finalists, found, strict=True))
     return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
+
+
+def _on_others(num_models: int, num_known: int) -> str:
+    """Return in words what is done with the best of each method."""
+    if num_known == num_models:
+        return "reading what the best of each method did on other examples"
+    return "scoring the best of each method on other examples"
 
 
 def planned_models(recipe: Recipe, lock: Lock) -> tuple[int, str]:

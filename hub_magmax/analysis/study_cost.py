@@ -69,7 +69,9 @@ def ways(count: int, *, has_recipe: bool) -> str:
 
 def announced(tried: Sequence[Candidate]) -> str:
     """Return in words what a comparison tries."""
-    return ways(len(tried), has_recipe=any(one.is_recipe for one in tried))
+    seeds = max(len(one.seeds) for one in tried)
+    drawn = f", those that draw with {seeds} seeds" if seeds > 1 else ""
+    return ways(len(tried), has_recipe=any(one.is_recipe for one in tried)) + drawn
 
 
 def finals(tried: Sequence[Candidate]) -> str:

@@ -78,7 +78,7 @@ def sweep(
         base = bench.base_model()
         own = bench.own()
         points: list[Point] = []
-        with opened(progress, course.most, "sweeping", "models") as advance:
+        with opened(progress, course.most, "sweeping", "preferences") as advance:
             tried = course.weights([score.value for score in base], points)
             for weights in counted(tried, course.most, 1, advance):
                 points.append(bench.point(Candidate(lock.method, "sweep", weights, seeds)))
