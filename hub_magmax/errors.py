@@ -142,6 +142,11 @@ class HubMagmaxError(Exception):
         if len(self.problems) == 1:
             self.problems = (replace(self.problems[0], hint=self.hint),)
 
+    def take_from_hints(self, advice: str) -> None:
+        """Take advice out of what the person can do, where it cannot be followed."""
+        self.hint = self.hint.replace(advice, "")
+        self.problems = tuple(replace(one, hint=one.hint.replace(advice, "")) for one in self.problems)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for programs."""
         problems = [asdict(problem) for problem in self.problems]

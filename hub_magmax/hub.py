@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from hub_magmax.errors import HubSettingError, SourceError
+from hub_magmax.errors import HubMagmaxError, HubSettingError, SourceError
 from hub_magmax.text import STATE_LEVEL, TOKEN_VARIABLES, shown
 
 if TYPE_CHECKING:
@@ -125,6 +125,18 @@ def is_token_empty() -> bool:
     return get_token() is None and bool(values) and not any(value.strip() for value in values)
 
 
+#: Advice about an option that most commands have.
+READ_CACHE = "; --from-cache sends nothing, and reads the local cache"
+NOT_FROM_CACHE = " (and leave out --from-cache)"
+
+
+def without_cache_advice(error: HubMagmaxError) -> HubMagmaxError:
+    """Return an error without advice about the local cache, which some questions cannot be answered from."""
+    for advice in (READ_CACHE, NOT_FROM_CACHE):
+        error.take_from_hints(advice)
+    return error
+
+
 #: What huggingface_hub raises while reading, most special first, with what was wrong and what to do.
 _REFUSALS = (
     ("GatedRepoError", "access is gated", "Ask for access on its page, then `hf auth login`."),
@@ -137,7 +149,7 @@ _REFUSALS = (
     (
         "RevisionResolutionError",
         "nothing is sent offline, and the local cache does not know this revision",
-        "Unset HF_HUB_OFFLINE (leave out --from-cache), or download the model first: hf download REPO.",
+        "Unset HF_HUB_OFFLINE" + NOT_FROM_CACHE + ", or download the model first: hf download REPO.",
     ),
     (
         "LocalEntryNotFoundError",
@@ -154,8 +166,7 @@ _REFUSALS = (
     (
         "HfHubHTTPError",
         "the Hub answered with an error",
-        "Check the name (org/model, or ./name for a folder), or try again later; --from-cache sends nothing, "
-        "and reads the local cache.",
+        "Check the name (org/model, or ./name for a folder), or try again later" + READ_CACHE + ".",
     ),
 )
 
@@ -197,8 +208,7 @@ def hub_errors(where: str) -> Iterator[None]:
         raise SourceError(
             f"the connection failed ({type(error).__name__})",
             where=where,
-            hint="Check the connection and HF_ENDPOINT, then run the same command again; --from-cache sends "
-            "nothing, and reads the local cache.",
+            hint="Check the connection and HF_ENDPOINT, then run the same command again" + READ_CACHE + ".",
         ) from error
     except ValueError as error:  # what json and its readers raise
         raise SourceError(

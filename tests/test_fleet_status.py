@@ -147,12 +147,14 @@ def test_file_lists_repositories_folders_and_recipes(merged, org, hub, tmp_path)
     sites = {"north": {}, "south": {"output": {"push_to_hub": f"{org}/model"}}}
     write_recipe(tmp_path, output={"path": "sites"}, sites=sites)
     shutil.copytree(merged, tmp_path / "sites/north")
-    listed = [f"{org}/model", "./merged", "merged", f"hf://{org}/model", "recipe.yaml"]
+    listed = [f"{org}/model", "./merged", "merged", f"hf://{org}/model", f"{org}/model@main", "recipe.yaml"]
+    listed += ["sites/../merged", "latest"]
+    (tmp_path / "latest").symlink_to("merged")
     for name, text in (("fleet.yaml", yaml.safe_dump(listed)), ("fleet.json", json.dumps(listed))):
         (tmp_path / name).write_text(text)
         found = fleet_status(name)
         assert [(status.model, status.site) for status in found] == [
-            (f"{org}/model", ""),
+            (f"{org}/model", "south"),
             ("merged", ""),
             ("sites/north", "north"),
         ], "each once"
@@ -162,6 +164,48 @@ def test_file_lists_repositories_folders_and_recipes(merged, org, hub, tmp_path)
     (tmp_path / "fleet.yaml").write_text("models: [a]")
     with pytest.raises(RecipeError):
         fleet_status("fleet.yaml")
+
+
+def test_model_that_is_not_what_its_recipe_asks_now(merged, tmp_path):
+    names = {"base_model": "me/fleet-base", "tasks": [{"name": t, "model": f"me/fleet-{t}"} for t in "ab"]}
+
+    def told(**changes):
+        write_recipe(tmp_path, **names, **{"method": "average"} | changes)
+        code, out, _ = call("fleet", "recipe.yaml")
+        assert code == 0, "told, and no fault"
+        return fleet_status("recipe.yaml")[0].not_as_asked, out
+
+    assert told()[0] == told(output={"path": "merged", "shard_size": "1KB"})[0] == ()
+    changed, out = told(
+        method={"name": "average", "scaling": 0.5}, preference={"weights": {"a": 0.7, "b": 0.3}}
+    )
+    assert changed == ("method", "preference")
+    assert "not as the recipe asks now: method and preference" in out and "1 not as their recipes ask" in out
+    assert "method is not as the recipe asks now" in render_page(fleet_status("recipe.yaml"), "recipe.yaml")
+    assert fleet_status("merged")[0].not_as_asked == (), "no recipe asks"
+
+
+def test_model_of_local_checkpoints_is_what_its_recipe_asks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    write_family(tmp_path / "below", ("a", "b"))
+    run(load_recipe(write_recipe(tmp_path / "below", names=("a", "b"))))
+    (found,) = fleet_status("below/recipe.yaml")
+    assert found.method and found.not_as_asked == ()
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("verb", ["fleet", "history", "canary"])
+def test_cache_is_advised_where_the_command_can_read_it(merged, org, hub, verb):
+    push(merged, f"{org}/model")
+    hub.faults.add(f"/api/models/{org}/*", "status", status=503)
+    code, out, said = call(verb, f"{org}/model")
+    assert code == 1 and "503" in out + said
+    assert ("--from-cache" in out + said) == (verb == "canary")
+    hub.faults.clear()
+    hub.faults.add("/api/models/me/fleet-b/commits/*", "status", status=503)
+    code, out, _ = call("fleet", f"{org}/model", "--json")
+    assert code == 1 and "503" in out and "--from-cache" not in out
 
 
 @pytest.mark.usefixtures("at_once")

@@ -21,6 +21,7 @@ from hub_magmax.cli.display import LOG, Display, LogOptions, displayed, library_
 from hub_magmax.cli.work import BYTES, Work
 from hub_magmax.errors import HubMagmaxError, Problem, RecipeError, explained
 from hub_magmax.files import from_here
+from hub_magmax.hub import without_cache_advice
 from hub_magmax.text import holds_control, printable, spelled_out, without_secrets
 
 #: Exit codes: an error, or something that is not as it should be; wrong usage; a model that regressed.
@@ -80,6 +81,8 @@ class Verb(click.Command):
             if debug or told is None:
                 LOG.error("%s", traceback.format_exc())
                 return "", ERROR
+            if not any("--from-cache" in parameter.opts for parameter in self.params):
+                told = without_cache_advice(told)
             return _refusal(_placed(told, ctx.params), as_json), told.exit_code
         if as_json:
             return json.dumps(answer.values, indent=2, ensure_ascii=False), answer.exit_code

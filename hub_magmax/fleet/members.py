@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ _TEXTS = (".yaml", ".yml", ".json")
 #: Levels of folders that are looked into.
 _MAX_DEPTH = 6
 
+#: The branch that the Hub makes with a repository.
+_DEFAULT_BRANCH = "main"
+
 
 @dataclass(frozen=True)
 class Member:
@@ -33,7 +36,8 @@ class Member:
         name: As it is shown.
         repository, revision: Of one on the Hub; the default branch if None.
         folder: Of one on this machine.
-        site: Name of the recipe's site.
+        site: Name of the recipe's site; several where more than one recipe names the model.
+        recipe: The recipe that asks for it.
         problem: Why there is no model to look at, as far as that is known.
     """
 
@@ -42,12 +46,27 @@ class Member:
     revision: str | None = None
     folder: Path | None = None
     site: str = ""
+    recipe: Recipe | None = field(default=None, repr=False, compare=False)
     problem: HubMagmaxError | None = None
 
     @property
     def key(self) -> str:
         """What the journal of checks calls it, and what opens it: the repository, or the folder's path."""
         return str(self.folder.absolute()) if self.folder is not None else self.repository
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What is the same for two names of one model."""
+        if self.problem is not None:
+            return ("problem", self.name)
+        if self.folder is not None:
+            return ("folder", self.folder.resolve())
+        return ("repository", self.repository, None if self.revision == _DEFAULT_BRANCH else self.revision)
+
+    def joined(self, other: Member) -> Member:
+        """Return this one with what another name of the same model tells: its site and its recipe."""
+        sites = dict.fromkeys(filter(None, (self.site, other.site)))
+        return replace(self, site=", ".join(sites), recipe=self.recipe or other.recipe)
 
 
 def find_members(target: str) -> tuple[Member, ...]:
@@ -80,8 +99,8 @@ def find_members(target: str) -> tuple[Member, ...]:
         )
     by_place: dict[Any, Member] = {}
     for member in found:
-        place = member.name if member.problem else member.folder and member.folder.absolute()
-        by_place.setdefault((member.repository, member.revision, place), member)
+        same = by_place.get(member.place)
+        by_place[member.place] = member if same is None else same.joined(member)
     return tuple(by_place.values())
 
 
@@ -129,8 +148,8 @@ def _of_recipe(path: Path, name: str) -> Iterator[Member]:
 
 def _of_output(recipe: Recipe, site: str) -> Member:
     if recipe.output.push_to_hub is not None:
-        return Member(recipe.output.push_to_hub, recipe.output.push_to_hub, site=site)
-    return Member(from_here(recipe.output_path), folder=recipe.output_path, site=site)
+        return Member(recipe.output.push_to_hub, recipe.output.push_to_hub, site=site, recipe=recipe)
+    return Member(from_here(recipe.output_path), folder=recipe.output_path, site=site, recipe=recipe)
 
 
 def _of_name(name: str) -> Member:

@@ -20,10 +20,12 @@ from hub_magmax.fleet.history import list_commits
 from hub_magmax.fleet.members import Member, find_members
 from hub_magmax.fleet.tags import tagged_commit
 from hub_magmax.fleet.verifying import unlike_report
+from hub_magmax.hub import without_cache_advice
 from hub_magmax.merging.output.report import REPORT_NAME, parse_report
 from hub_magmax.publishing.authorship import is_ours
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.lockfile import Lock, LockedSource
+from hub_magmax.recipe.matching import changed_keys
 from hub_magmax.text import publishable
 
 #: Models and sources that are looked at side by side.
@@ -77,6 +79,7 @@ class Status:
         tag: `head` or `earlier`: what the tag `last-good` names; empty where there is none.
         by_hand: Titles of the newest commits that are not of this program, since its last one.
         changed: Files that are not those of the merge report: changed, missing or added.
+        not_as_asked: Where a recipe names it: keys of the recipe with other values than it was merged with.
         problem: Why it could not be looked at, or not at all of it.
     """
 
@@ -95,6 +98,7 @@ class Status:
     tag: Literal["", "head", "earlier"] = ""
     by_hand: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    not_as_asked: tuple[str, ...] = ()
     problem: str = ""
 
     @property
@@ -156,8 +160,14 @@ def _look(member: Member, checks: Sequence[Check]) -> Status:
         for some in _facts(member, checks):
             facts |= some
     except (HubMagmaxError, OSError) as error:
-        facts["problem"] = str(explained(error))
+        facts["problem"] = str(_told(error))
     return Status(member.name, member.site, **facts)
+
+
+def _told(error: HubMagmaxError | OSError) -> HubMagmaxError | None:
+    """Return what is said about an error; commits of branches are in no cache."""
+    told = explained(error)
+    return None if told is None else without_cache_advice(told)
 
 
 def _facts(member: Member, checks: Sequence[Check]) -> Iterator[dict[str, Any]]:
@@ -172,7 +182,7 @@ def _facts(member: Member, checks: Sequence[Check]) -> Iterator[dict[str, Any]]:
         "canary": latest(checks, "canary", member.key, commit),
     }
     with closing(open_model(member.key, commit or None)) as source:
-        yield from _of_files(source, is_folder=member.folder is not None, is_as_pushed=ours[:1] == [0])
+        yield from _of_files(source, member, is_as_pushed=ours[:1] == [0])
 
 
 def _of_commits(repo_id: str, commits: Sequence[Any], by_hand: Sequence[Any]) -> dict[str, Any]:
@@ -185,7 +195,7 @@ def _of_commits(repo_id: str, commits: Sequence[Any], by_hand: Sequence[Any]) ->
     }
 
 
-def _of_files(source: FileSource, *, is_folder: bool, is_as_pushed: bool) -> Iterator[dict[str, Any]]:
+def _of_files(source: FileSource, member: Member, *, is_as_pushed: bool) -> Iterator[dict[str, Any]]:
     """Yield what the files of a model tell."""
     if REPORT_NAME not in source.sizes:
         raise OutputError(
@@ -193,8 +203,11 @@ def _of_files(source: FileSource, *, is_folder: bool, is_as_pushed: bool) -> Ite
         )
     report = parse_report(read_small_file(source, REPORT_NAME), f"{source.label}, {REPORT_NAME}")
     yield {"version": str(report.versions.get("hub_magmax", ""))}
+    is_folder = member.folder is not None
     yield {"changed": unlike_report(source, report, is_folder=is_folder, is_as_pushed=is_as_pushed)}
     lock = stored_lock(source)
+    if member.recipe is not None:
+        yield {"not_as_asked": tuple(changed_keys(member.recipe, lock))}
     yield {
         "method": dict(lock.method),
         "preference": dict(lock.preference.weights),
@@ -237,7 +250,7 @@ def _commits_or_problem(branch: _Branch) -> list[Any] | str:
     try:
         return list_commits(*branch)
     except HubMagmaxError as error:
-        return str(error)
+        return str(_told(error))
 
 
 def _since(origin: Origin, commits: Mapping[_Branch, list[Any] | str]) -> Origin:

@@ -42,7 +42,7 @@ def render_page(found: Sequence[Status], title: str) -> str:
 
 
 def _row(status: Status) -> dict[str, Any]:
-    needs_look = status.problems or status.behind or status.by_hand
+    needs_look = status.problems or status.behind or status.by_hand or status.not_as_asked
     return {
         "model": spelled_out(status.model),
         "site": spelled_out(status.site),
@@ -65,6 +65,7 @@ def _details(status: Status) -> Iterator[str]:
     """Yield all that is worth a look, one fact each."""
     yield from status.problems
     yield from (f"{path} is not as merged" for path in status.changed)
+    yield from (f"{key} is not as the recipe asks now" for key in status.not_as_asked)
     for origin in status.behind:
         count = "history was rewritten" if origin.num_behind is None else f"{origin.num_behind} behind"
         yield f"{origin.role}: {origin.name} is at {origin.head[:7]} since {origin.since[:10]}, {count}"

@@ -40,6 +40,7 @@ def summary(found: Sequence[Status]) -> str:
     counts = {
         "faulty": sum(status.is_faulty for status in found),
         "behind": sum(bool(status.behind) for status in found),
+        "not as their recipes ask": sum(bool(status.not_as_asked) for status in found),
         "with commits by hand": sum(bool(status.by_hand) for status in found),
         "not looked at": sum(bool(status.problems) for status in found),
     }
@@ -54,6 +55,8 @@ def state(status: Status) -> str:
         parts.append("not wholly looked at" if status.version else "not looked at")
     if status.changed:
         parts.append(f"not as merged: {listed([spelled_out(path) for path in status.changed], _FEW)}")
+    if status.not_as_asked:
+        parts.append(f"not as the recipe asks now: {listed(status.not_as_asked, _FEW)}")
     if status.by_hand:
         parts.append(f"{number_of(len(status.by_hand), 'commit')} by hand")
     if status.behind:

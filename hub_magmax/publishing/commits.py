@@ -12,7 +12,7 @@ from typing import Any
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, SELECTION_SUFFIX
 from hub_magmax.checkpoints.side_files import content_hashes, same_content
 from hub_magmax.errors import PublishError
-from hub_magmax.hub import hub_api, is_passing, is_token_empty, retry, token_in_use
+from hub_magmax.hub import NOT_FROM_CACHE, hub_api, is_passing, is_token_empty, retry, token_in_use
 from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.publishing.authorship import signed_text
 from hub_magmax.recipe.hub_names import repository_problem, revision_problem
@@ -120,7 +120,7 @@ def _known(error: Exception, where: str) -> PublishError | None:
         (
             errors.OfflineModeIsEnabled,  # which is a ConnectionError too
             "nothing can be published offline",
-            "Unset HF_HUB_OFFLINE (and leave out --from-cache), then run the same command again.",
+            "Unset HF_HUB_OFFLINE" + NOT_FROM_CACHE + ", then run the same command again.",
         ),
         (errors.HFValidationError, f"not a valid repository id: {error}", "Write org/model."),
     )
