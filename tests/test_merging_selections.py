@@ -37,6 +37,7 @@ from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import parse_recipe
 from tests.families import SHAPES, accepted, recipe_values, write_checkpoint, write_family
 from tests.test_checkpoints_adapter import write_adapter
+from tests.test_cli import call
 from tests.test_fleet_rebuilding import tell_in_report
 
 METHODS = {
@@ -375,10 +376,24 @@ def test_checkpoints_whose_values_changed_are_refused(family, selected):
     tensors = load_file(family / "b" / "model.safetensors")
     tensors["layer.1.weight"] += 1
     save_file(tensors, family / "b" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(LockError, match="does not fit the checkpoints") as caught:
+    with pytest.raises(LockError, match="so a checkpoint changed since") as caught:
         apply(str(family / "sel"), family / "again", folder=family)
-    assert "'layer.1.weight'" in str(caught.value)
+    assert caught.value.where == "./base, ./a, ./b and ./c, tensor 'layer.1.weight'", (
+        "the selection is as it was"
+    )
+    assert f"`hub-magmax verify {family / 'sel'}`" in caught.value.hint
     assert not (family / "again").exists()
+
+
+@pytest.mark.parametrize("verb", ["apply", "verify"])
+@pytest.mark.parametrize("name", ["recipe.lock.json", "recipe.yaml"])
+def test_a_damaged_lock_or_recipe_is_named_by_its_place(family, selected, verb, name):
+    path = family / "sel" / name
+    path.write_bytes(path.read_bytes().replace(b"magmax", b"magmix"))
+    words = ("apply", "--out", str(family / "again")) if verb == "apply" else ("verify", "--rebuild")
+    tell_in_report(family / "sel", name)
+    code, _, said = call(words[0], str(family / "sel"), *words[1:], "--from", str(family))
+    assert code == 1 and f"{family / 'sel'}, {name}" in said and "hub_magmax_" not in said
 
 
 def test_checkpoints_that_are_not_there_are_named(family, selected, tmp_path):

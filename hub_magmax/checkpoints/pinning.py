@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from hub_magmax.checkpoints.adapters.config import config_of, parse_config
@@ -22,7 +21,7 @@ from hub_magmax.checkpoints.source import FileSource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.files import os_errors
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedFile, LockedSource, read_lock
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedFile, LockedSource, parse_lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import step
 
@@ -112,10 +111,8 @@ def stored_lock(source: TensorSource) -> Lock:
     Raises:
         LockError: If it cannot be read, or was changed.
     """
-    with TemporaryDirectory(prefix="hub_magmax_lock_") as temporary:
-        path = Path(temporary, LOCK_NAME)
-        path.write_bytes(read_small_file(source, LOCK_NAME))
-        return read_lock(path)
+    hint = "It belongs to the model: get or make the model again."
+    return parse_lock(read_small_file(source, LOCK_NAME), f"{source.label}, {LOCK_NAME}", hint)
 
 
 def _checked_size(source: TensorSource, path: str) -> int:

@@ -62,7 +62,7 @@ def apply(
     with ExitStack() as stack:
         stored = stack.enter_context(closing(open_model(selection, revision)))
         temporary = Path(stack.enter_context(TemporaryDirectory(prefix="hub_magmax_apply_")))
-        recipe, locked = recipe_and_lock(stored, temporary, folder or Path())
+        recipe, locked = recipe_and_lock(stored, folder or Path())
         if not recipe.output.is_selection:
             raise OutputError(
                 "this model has its weights, and no selection",

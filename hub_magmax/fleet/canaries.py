@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from hub_magmax.checkpoints.locations import ModelPlace, repository_of, taken_for_repository
@@ -153,15 +152,14 @@ def canary(
         with taken_for_repository(model, Path()):
             commit = resolve_commit(repo_id, revision)
         place, pinned_commit = repo_id, reference(repo_id, commit, against, margin, report)
-    with TemporaryDirectory(prefix="hub_magmax_canary_") as temporary:
-        with closing(open_model(place, pinned_commit)) as stored:
-            pinned, pinned_label = stored_scores(stored), stored.label
-        with closing(open_model(repo_id, commit)) as stored:
-            recipe, lock = recipe_and_lock(stored, Path(temporary), folder or Path())
-            label = stored.label
-        prepared = prepare(recipe, lock, repo_id, {MERGED: ModelPlace(repo_id, commit)})
-        _check_comparable(pinned, prepared, pinned_label)
-        measured = score(prepared, report=report, progress=progress)
+    with closing(open_model(place, pinned_commit)) as stored:
+        pinned, pinned_label = stored_scores(stored), stored.label
+    with closing(open_model(repo_id, commit)) as stored:
+        recipe, lock = recipe_and_lock(stored, folder or Path())
+        label = stored.label
+    prepared = prepare(recipe, lock, repo_id, {MERGED: ModelPlace(repo_id, commit)})
+    _check_comparable(pinned, prepared, pinned_label)
+    measured = score(prepared, report=report, progress=progress)
     _check_counts(pinned, measured, pinned_label)
     changes = tuple(_change(task, pinned, measured, margin) for task in pinned.data)
     advice = _advice(repo_id, commit, pinned_label)

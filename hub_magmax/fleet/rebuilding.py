@@ -61,7 +61,7 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
     with ExitStack() as stack:
         stored = stack.enter_context(closing(open_model(model, revision)))
         temporary = Path(stack.enter_context(TemporaryDirectory(prefix="hub_magmax_rebuild_")))
-        recipe, locked = recipe_and_lock(stored, temporary, folder or Path())
+        recipe, locked = recipe_and_lock(stored, folder or Path())
         # Recipes of models do not say which links were trusted. What they lead to is compared, and not kept.
         planned = plan_again(recipe.model_copy(update={"trusted_links": (temporary.anchor,)}), locked)
         report = merge(planned, temporary / "model")
@@ -94,11 +94,8 @@ def changed_data(model: str, *, revision: str | None = None, folder: Path | None
 
     The weights do not depend on it: the lock holds the preference as numbers.
     """
-    with (
-        closing(open_model(model, revision)) as stored,
-        TemporaryDirectory(prefix="hub_magmax_rebuild_") as temporary,
-    ):
-        recipe, locked = recipe_and_lock(stored, Path(temporary), folder or Path())
+    with closing(open_model(model, revision)) as stored:
+        recipe, locked = recipe_and_lock(stored, folder or Path())
         return changed_local_data(recipe, locked.local_data)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing
+from io import BytesIO
 from pathlib import Path
 
 from hub_magmax.checkpoints.index import ROUTER_WEIGHTS_NAME, SELECTION_SUFFIX
 from hub_magmax.checkpoints.opening import open_model
-from hub_magmax.checkpoints.pinning import read_small_file
+from hub_magmax.checkpoints.pinning import read_small_file, stored_lock
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.storage.local import LocalSource
@@ -15,8 +16,8 @@ from hub_magmax.errors import HubMagmaxError, LockError, OutputError, PublishErr
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, parse_report, read_report
 from hub_magmax.publishing.comparing import AFTER_CHANGE, changed_files, compare_reported
 from hub_magmax.recipe.arguments import checked
-from hub_magmax.recipe.loading import load_recipe
-from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
+from hub_magmax.recipe.loading import parse_text, text_of
+from hub_magmax.recipe.lockfile import LOCK_NAME, Lock
 from hub_magmax.recipe.matching import check_lock, refuse_missing_plugin
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 
@@ -102,13 +103,12 @@ def _is_loaded(path: str, *, weights_only: bool) -> bool:
     return path.endswith((".index.json", ".py")) or is_side_file(path.rpartition("/")[2])
 
 
-def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tuple[Recipe, Lock]:
+def recipe_and_lock(stored: TensorSource, folder: Path) -> tuple[Recipe, Lock]:
     """Return the recipe and the lock stored with a model, with relative paths starting at `folder`.
 
-    The files are kept in `temporary`.
-
     Raises:
-        LockError: If one is missing, or they do not belong together.
+        LockError: If one is missing or was changed, or they do not belong together.
+        RecipeError: If the recipe was damaged.
         MissingDependencyError: If the plug-in that merged it is not installed.
     """
     for name in (RECIPE_NAME, LOCK_NAME):
@@ -118,9 +118,9 @@ def recipe_and_lock(stored: TensorSource, temporary: Path, folder: Path) -> tupl
                 where=stored.label,
                 hint="Give a model that `hub-magmax` merged.",
             )
-        (temporary / name).write_bytes(read_small_file(stored, name))
-    locked = read_lock(temporary / LOCK_NAME)
+    locked = stored_lock(stored)
     refuse_missing_plugin(locked)  # first: without it the recipe's method is unknown
-    recipe = load_recipe(temporary / RECIPE_NAME, folder=folder)
+    content = BytesIO(read_small_file(stored, RECIPE_NAME))
+    recipe = parse_text(text_of(content, f"{stored.label}, {RECIPE_NAME}", folder))
     check_lock(recipe, locked, f"{stored.label}, {LOCK_NAME}")
     return recipe, locked

@@ -381,17 +381,20 @@ def read_lock(path: Path) -> Lock:
     Raises:
         LockError: If the file is missing, malformed, or was edited by hand.
     """
-    refused = LockError(
-        "not a lock of this version", where=str(path), hint="Write it again with `hub-magmax lock`."
-    )
     try:
-        lock, (_, stored) = read_json(path.read_bytes(), Lock, refused, ("digest", "checksum"))
+        return parse_lock(path.read_bytes(), str(path))
     except OSError as error:
         raise LockError(f"the lock cannot be read ({error.strerror})", where=str(path)) from error
+
+
+def parse_lock(content: bytes, where: str, hint: str = "") -> Lock:
+    """Return the lock that `content` holds, or raise LockError with a place and a hint, as `read_lock`."""
+    refused = LockError(
+        "not a lock of this version", where=where, hint=hint or "Write it again with `hub-magmax lock`."
+    )
+    lock, (_, stored) = read_json(content, Lock, refused, ("digest", "checksum"))
     if stored != lock.checksum:
-        raise LockError(
-            "the checksum does not fit the content, so the lock was changed by hand",
-            where=str(path),
-            hint="Change the recipe instead and run `hub-magmax lock` again.",
-        )
+        what = "the checksum does not fit the content, so the lock was changed by hand"
+        usual = "Change the recipe instead and run `hub-magmax lock` again."
+        raise LockError(what, where=where, hint=hint or usual)
     return lock

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
@@ -180,12 +179,9 @@ def _load_router(model: str, *, revision: str | None, folder: Path | None, repor
         model, revision = repository_of(model, revision)
         with taken_for_repository(model, Path()):
             commit = resolve_commit(model, revision)
-    with (
-        closing(open_model(model, commit)) as stored,
-        TemporaryDirectory(prefix="hub_magmax_router_") as temporary,
-    ):
+    with closing(open_model(model, commit)) as stored:
         record, verifier = read_router(stored)
-        recipe, lock = recipe_and_lock(stored, Path(temporary), folder or Path())
+        recipe, lock = recipe_and_lock(stored, folder or Path())
     if merge_digest(verify(model, revision=commit)) != record.merge:
         raise EvaluationError(
             "this router is that of another merge, and says nothing about this model",

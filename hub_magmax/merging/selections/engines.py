@@ -31,6 +31,7 @@ from hub_magmax.merging.selections.files import (
 )
 from hub_magmax.methods import Rule
 from hub_magmax.planning.plan import Plan, Shard, TensorJob
+from hub_magmax.text import publishable
 
 
 def engine_of(plan: Plan) -> type[Engine]:
@@ -102,6 +103,12 @@ class ApplyingEngine(Engine):
         super().__init__(plan, *others)
         assert plan.selection is not None
         self._selection = StoredSelection.of(LocalSource(*plan.selection))
+        # A commit, or a sha256 of whole files, says that values are as they were.
+        self._suspects = [
+            publishable(locked.reference)
+            for locked in plan.lock.every_source.values()
+            if not locked.commit and not all(file.sha256 for file in locked.files)
+        ]
 
     def units(self, shard: Shard) -> Sequence[TensorJob]:
         """Return what is made at a time: a tensor, since each has choices of its own."""
@@ -115,7 +122,7 @@ class ApplyingEngine(Engine):
             CheckpointError: If it lacks the tensor.
         """
         values, chunks = self.plan.values_of(job.tensor), self.chunks(job, self.reader)
-        stored, digest = self._selection.choices(job.tensor), sha256()
+        stored, digest = self._selection.choices(job.tensor, self._suspects), sha256()
 
         def chosen(start: int, chunk: RawChunk) -> tuple[np.ndarray]:
             is_open = are_open(values_by_task(chunk, self.plan, job, self.backend))

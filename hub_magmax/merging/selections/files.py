@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import struct
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +28,7 @@ from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.output.shard import ShardFile
 from hub_magmax.merging.selections.coding import CodeError, decode, encode
-from hub_magmax.text import shown
+from hub_magmax.text import listed, shown
 
 #: Elements of a tensor that are coded together.
 BLOCK_ELEMENTS = 2**16
@@ -38,6 +38,9 @@ _LENGTH = struct.Struct("<I")
 
 #: Bytes of a code at most: as many as elements, the list of values, and what deflate adds to random bytes.
 _MOST_BYTES = 2 * BLOCK_ELEMENTS
+
+#: Checkpoints that an error names.
+_MOST_NAMED = 6
 
 
 class Blocks:
@@ -140,10 +143,13 @@ class StoredChoices:
         source: What holds the file.
         info: The place of the tensor's codes.
         sha256: Of the tensor's values in the output, as the file has it.
+        suspects: Names of checkpoints of which only the headers were compared with the lock.
     """
 
-    def __init__(self, source: TensorSource, info: TensorInfo, sha256: str) -> None:
-        self._source, self._info, self._sha256 = source, info, sha256
+    def __init__(
+        self, source: TensorSource, info: TensorInfo, sha256: str, suspects: Sequence[str] = ()
+    ) -> None:
+        self._source, self._info, self._sha256, self._suspects = source, info, sha256, suspects
         self._position = info.start_byte
 
     def next(self, is_open: Bool[np.ndarray, " chunk"], num_tasks: int) -> UInt8[np.ndarray, " chunk"]:
@@ -187,12 +193,19 @@ class StoredChoices:
         return self._source.read_bytes(self._info.file, start, stop)
 
     def _unfit(self) -> LockError:
+        tensor = f"tensor {shown(self._info.name)}"
+        if self._suspects:
+            return LockError(
+                "values are not those that the selection was made of, so a checkpoint changed since, or the "
+                "selection is damaged",
+                where=f"{listed(self._suspects, _MOST_NAMED)}, {tensor}",
+                hint="Bring back the checkpoints as they were, or merge again; `hub-magmax verify "
+                f"{self._source.label}` tells whether the selection is as it was.",
+            )
         return LockError(
-            "what is selected does not fit the checkpoints: these are not the ones that it was made of, or "
-            "the selection is damaged",
-            where=f"{self._source.label}, {self._info.file}, tensor {shown(self._info.name)}",
-            hint="Bring back the checkpoints as they were, or merge again; `hub-magmax verify` tells whether "
-            "the selection is as it was.",
+            "what is selected does not fit the checkpoints, which are as they were, so it is damaged",
+            where=f"{self._source.label}, {self._info.file}, {tensor}",
+            hint=DAMAGED,
         )
 
 
@@ -231,8 +244,12 @@ class StoredSelection:
                 locks.add(str(_described(shard.metadata, "hub_magmax", where).get("lock")))
         return cls(source, tensors, digests, frozenset(locks))
 
-    def choices(self, tensor: str) -> StoredChoices:
+    def choices(self, tensor: str, suspects: Sequence[str] = ()) -> StoredChoices:
         """Return the choices of a tensor.
+
+        Args:
+            tensor: Its name.
+            suspects: Checkpoints that are to be named where the values are others; see `StoredChoices`.
 
         Raises:
             CheckpointError: If there are none.
@@ -241,7 +258,7 @@ class StoredSelection:
             raise CheckpointError(
                 f"the selection has no tensor {shown(tensor)}", where=self.source.label, hint=DAMAGED
             )
-        return StoredChoices(self.source, self.tensors[tensor], self.digests[tensor])
+        return StoredChoices(self.source, self.tensors[tensor], self.digests[tensor], suspects)
 
 
 def _described(metadata: Mapping[str, str], key: str, where: str) -> Mapping[str, Any]:
