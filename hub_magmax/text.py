@@ -155,9 +155,15 @@ def listed(items: Sequence[str], most: int = 255) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """Return the question whether the nearest of the known names is meant; empty where none is near."""
+    found = nearest_of(name, known)
+    return f"did you mean {found!r}?" if found else ""
+
+
+def nearest_of(name: str, known: Sequence[str]) -> str:
+    """Return the nearest of the known names; empty where none is near."""
     plain = {_plain(one): one for one in reversed(known)}
     found = difflib.get_close_matches(_plain(name), plain, n=1)
-    return f"did you mean {plain[found[0]]!r}?" if found else ""
+    return plain[found[0]] if found else ""
 
 
 def _plain(name: str) -> str:

@@ -6,7 +6,8 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from hub_magmax.errors import SourceError
+import hub_magmax as hm
+from hub_magmax.errors import HubMagmaxError, SourceError
 from hub_magmax.fleet.history import history
 from hub_magmax.hub import hub_api, hub_errors, retry
 from hub_magmax.pipeline import run
@@ -124,3 +125,54 @@ def test_lost_connection_is_one_line_too(hub, caplog, monkeypatch):
 def test_pause_that_the_hub_asks_for_is_said_at_once(hub, caplog, monkeypatch):
     found = levels(hub, caplog, monkeypatch, 1, kind="status", status=429, retry_after_seconds=7)
     assert found[0][0] == "INFO" and found[0][1].endswith("answered 429; asking again in 7 s")
+
+
+#: Commands that take the name of a folder first, and what follows it.
+OF_FOLDERS = {
+    **dict.fromkeys(("verify", "apply", "canary", "fleet", "import"), ()),
+    "predict": ["rows.csv", "--record", "record.jsonl"],
+    "tails": ["rows.csv"],
+    "sign": ["--private-key", "key.pem"],
+    "push": ["me/missing-folders"],
+}
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("verb", OF_FOLDERS)
+def test_misspelt_folder_is_told_as_one(tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sites" / "north-west").mkdir(parents=True)
+    (tmp_path / "rows.csv").write_text("loss\n1\n")
+
+    def told(name):
+        code, out, said = call(verb, name, *OF_FOLDERS[verb])
+        return code, out + said
+
+    only_last = verb in ("sign", "push")  # no name of a repository can be meant
+    for name in ("sites/north-wset", "sitse/north-west", "./sites/north-wset", "sites//north-wset/"):
+        code, said = told(name)
+        assert code == 1 and ("sites/north-west?" in said or (only_last and "sitse" in name)), said
+        assert (
+            "no such folder" in said or "neither an existing folder nor" in said or "no such file or" in said
+        )
+        assert "Traceback" not in said
+    code, said = told("sites/other")
+    assert code == 1 and "there is no such folder" in said
+    if not only_last:
+        assert "A repository is written org/model, org/model@revision or hf://org/model." in said
+    code, said = told("gpt-not-there")
+    assert code == 1 and "Did you mean" not in said, "like any name on the Hub"
+
+
+@pytest.mark.usefixtures("hub")
+def test_misspelt_folder_is_told_by_python_and_in_recipes(family, monkeypatch):
+    monkeypatch.chdir(family)
+    for load in (hm.Router.load, hm.verify, hm.canary):
+        with pytest.raises(HubMagmaxError, match=r"there is no such folder.* Did you mean \./base\?"):
+            load("bsae")
+    code, _, said = call("lock", write_recipe(family, base_model="bsae"))
+    assert (
+        code == 1 and "there is no such folder; as a repository: " in said and "Did you mean ./base?" in said
+    )
+    code, _, said = call("lock", write_recipe(family, base_model="./bsae"))
+    assert code == 1 and "there is no such folder" in said and "Did you mean ./base?" in said

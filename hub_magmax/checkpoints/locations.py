@@ -13,19 +13,16 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 from urllib.parse import unquote, urlsplit
 
 from hub_magmax.checkpoints.listing import is_weights, split_part, variant_of
-from hub_magmax.errors import EvaluationError, HubSettingError, PublishError, RecipeError, SourceError
-from hub_magmax.files import from_here
+from hub_magmax.errors import RecipeError, SourceError
 from hub_magmax.recipe.hub_names import repository_problem, revision_problem
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.model_names import expanded, is_folder, parse_model_name, relative_path
+from hub_magmax.recipe.model_names import expanded, is_folder, parse_model_name, way_to_folder
 from hub_magmax.registry import LOCATIONS
 from hub_magmax.text import shown
 
@@ -209,8 +206,7 @@ class HubModel(Location, name="hub"):
             raise RecipeError(
                 f"{shown(written)} is neither an existing folder nor a repository id",
                 expected="org/model, org/model@revision, hf://org/model@revision/part, or a folder",
-                hint="Relative folders start at the recipe's own folder; start them with ./"
-                + (f" : ./{written}" if written.isprintable() and len(written) <= 200 else ""),
+                hint=way_to_folder(written, folder),
             )
         if revision is not None and (problem := revision_problem(revision)):
             raise RecipeError(problem, hint="Write org/model@revision")
@@ -311,44 +307,6 @@ def followed_branch(written: str, commit: str) -> tuple[str, str | None] | None:
         return None
     is_commit = found.revision is not None and commit.startswith(found.revision)
     return None if is_commit else (found.repo_id, found.revision)
-
-
-@contextmanager
-def taken_for_repository(written: str, folder: Path | None = None) -> Iterator[None]:
-    """Add to errors about the Hub meanwhile which folder of that name there is, or where none was found.
-
-    Args:
-        written: Name of a model or of a data set that was taken for one on the Hub.
-        folder: Where a folder was looked for, as relative paths start there; None where only a repository
-            can be meant.
-    """
-    try:
-        yield
-    except HubSettingError:  # of all that is on the Hub
-        raise
-    except (SourceError, PublishError, EvaluationError) as error:
-        if "://" not in written:
-            is_known = type(error.__cause__).__name__ in ("GatedRepoError", "RevisionNotFoundError")
-            error.add_hint(_folder_of_name(written, folder, is_known=is_known))
-        raise
-
-
-def _folder_of_name(written: str, folder: Path | None, *, is_known: bool) -> str:
-    """Return a sentence about a folder of a repository's name; empty where there is no more to say.
-
-    Args:
-        written, folder: As above.
-        is_known: There is a repository of this name.
-    """
-    here = Path(written).absolute()
-    if is_folder(here):
-        if folder is None:
-            return f"{written} is a folder here, but only repositories on the Hub are read."
-        start, meant = folder.absolute(), relative_path(str(here), folder)
-        return f"There is a folder {here}, but relative paths start at {start}: write {meant} for it."
-    if folder is None or is_known or "@" in written:
-        return ""
-    return f"There is no folder {from_here(folder / written)} either."
 
 
 def _split_hub_name(written: str) -> tuple[str, str | None, str]:

@@ -11,7 +11,8 @@ from hub_magmax.checkpoints.adapters.adapter import with_adapters
 from hub_magmax.checkpoints.error_keys import about_source, about_sources
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, CheckpointIndex
 from hub_magmax.checkpoints.layer_takes import taken_by_layers
-from hub_magmax.checkpoints.locations import location_of, repository_of, taken_for_repository
+from hub_magmax.checkpoints.locations import location_of, repository_of
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.checkpoints.names.renamed import with_base_names
 from hub_magmax.checkpoints.own_bases import OwnBase, with_own_bases, without_own_bases
 from hub_magmax.checkpoints.pinning import changed_error, check_pinned, file_sha256

@@ -13,7 +13,8 @@ from hub_magmax.checkpoints.adapters.config import config_of, parse_config
 from hub_magmax.checkpoints.config import config_values, read_config, stated_architecture
 from hub_magmax.checkpoints.error_keys import about_source
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, is_adapter
-from hub_magmax.checkpoints.locations import Location, locate, taken_for_repository
+from hub_magmax.checkpoints.locations import Location, locate
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.checkpoints.needed_files import module_folders, needed_files
 from hub_magmax.checkpoints.recognition import refuse_parts, refuse_pointers
 from hub_magmax.checkpoints.side_files import ContentHashes, content_hashes, is_side_file, same_content

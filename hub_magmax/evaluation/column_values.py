@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.data import READERS, load_examples
-from hub_magmax.recipe.model_names import is_there
+from hub_magmax.recipe.model_names import is_there, near_sibling
 from hub_magmax.recipe.values import Data
 from hub_magmax.text import shown
 
@@ -25,19 +26,13 @@ def column_values(place: str, column: str | None, split: str, what: str) -> Sequ
     Raises:
         EvaluationError: If it cannot be read, or has no such column.
     """
-    is_path = place.startswith((".", "/", "~")) or Path(place).suffix in READERS
-    if not place or (is_path and not is_there(Path(place).expanduser())):
-        raise EvaluationError(
-            "there is no such file or folder",
-            where=f"{what} {place!r}",
-            expected="a file or folder of data, or the name of a data set on the Hub",
-            hint="Relative paths start in the current folder.",
-        )
+    _refuse_missing(place, what)
     try:
         spec = Data(dataset=place, split=split)
     except ValueError as error:  # of pydantic
         raise EvaluationError("this is no name of data", where=f"{what} {shown(place)}") from error
-    examples = load_examples(spec, Path(), labelled=False)
+    with taken_for_repository(place, Path()):
+        examples = load_examples(spec, Path(), labelled=False)
     if column is None and len(examples.column_names) == 1:
         (column,) = examples.column_names
     if column not in examples.column_names:
@@ -49,3 +44,16 @@ def column_values(place: str, column: str | None, split: str, what: str) -> Sequ
         )
     found: Sequence[Any] = examples[column]
     return found
+
+
+def _refuse_missing(place: str, what: str) -> None:
+    """Raise EvaluationError for a name that can only be a file's or a folder's, and is not there."""
+    is_path = place.startswith((".", "/", "~")) or Path(place).suffix in READERS
+    if not place or (is_path and not is_there(Path(place).expanduser())):
+        raise EvaluationError(
+            "there is no such file or folder",
+            where=f"{what} {place!r}",
+            expected="a file or folder of data, or the name of a data set on the Hub",
+            hint=near_sibling(place, Path(place).expanduser(), files=True)
+            or "Relative paths start in the current folder.",
+        )

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from hub_magmax.checkpoints.locations import taken_for_repository
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.errors import EvaluationError, HubMagmaxError, LockError
 from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import brings_data, evaluator_of

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.checkpoints.locations import ModelPlace, repository_of, taken_for_repository
+from hub_magmax.checkpoints.locations import ModelPlace, repository_of
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import EvaluationError, PublishError, SourceError

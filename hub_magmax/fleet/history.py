@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from hub_magmax.checkpoints.index import ROUTER_WEIGHTS_NAME, SELECTION_SUFFIX
-from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
+from hub_magmax.checkpoints.locations import repository_of
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.checkpoints.storage.hub import open_hub

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoints.locations import repository_of
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.errors import HubMagmaxError, RecipeError, SourceError
 from hub_magmax.files import from_here
 from hub_magmax.hub import hub_api, hub_errors, retry
@@ -179,7 +180,7 @@ def _of_folder(top: Path) -> list[Member]:
 
 
 def _of_user(author: str) -> Iterator[Member]:
-    with hub_errors(author):
+    with taken_for_repository(author, Path()), hub_errors(author):
         listed: list[Any] = retry(lambda: [*hub_api().list_models(author=author, full=True)])
     for info in sorted(listed, key=lambda info: str(info.id)):
         if REPORT_NAME in {file.rfilename for file in info.siblings or ()}:

@@ -12,7 +12,8 @@ from typing import Any
 
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
-from hub_magmax.checkpoints.locations import Location, Pin, locate, taken_for_repository
+from hub_magmax.checkpoints.locations import Location, Pin, locate
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.errors import ArgumentError, EvaluationError, HubMagmaxError
 from hub_magmax.evaluation.evaluators.classification import ImageClassification, TextClassification
 from hub_magmax.evaluation.evaluators.likelihoods import context_of

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hub_magmax.checkpoints.locations import repository_of, taken_for_repository
+from hub_magmax.checkpoints.locations import repository_of
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError, PublishError
 from hub_magmax.fleet.history import TITLE, list_commits

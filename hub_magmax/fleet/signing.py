@@ -16,6 +16,7 @@ from hub_magmax.errors import MissingDependencyError, OutputError, SignatureErro
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
 from hub_magmax.recipe.arguments import checked
+from hub_magmax.recipe.model_names import near_sibling
 
 
 @checked
@@ -78,7 +79,8 @@ def _merged_folder(folder: Path | str) -> Path:
             "there is no such folder",
             where=str(folder),
             expected="a merged folder",
-            hint="Download a model from the Hub first: hf download REPO --local-dir FOLDER.",
+            hint=near_sibling(str(folder), Path(folder))
+            or "Download a model from the Hub first: hf download REPO --local-dir FOLDER.",
         )
     verify(str(folder))
     return Path(folder)

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from hub_magmax.checkpoints.locations import followed_branch
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import read_small_file, stored_lock
 from hub_magmax.checkpoints.source import FileSource
@@ -172,7 +174,8 @@ def _told(error: HubMagmaxError | OSError) -> HubMagmaxError | None:
 
 def _facts(member: Member, checks: Sequence[Check]) -> Iterator[dict[str, Any]]:
     """Yield facts about a model, by the names of `Status`, as far as they can be read."""
-    commits = [] if member.folder is not None else list_commits(member.repository, member.revision)
+    with taken_for_repository(member.repository, Path()):
+        commits = [] if member.folder is not None else list_commits(member.repository, member.revision)
     commit = str(commits[0].commit_id) if commits else ""
     ours = [number for number, found in enumerate(commits) if is_ours(found.title, found.message)]
     if commits:

@@ -22,6 +22,7 @@ from hub_magmax.publishing.commits import (
 )
 from hub_magmax.publishing.held import held_already
 from hub_magmax.recipe.arguments import checked
+from hub_magmax.recipe.model_names import near_sibling
 from hub_magmax.recipe.result_files import picture_paths
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
 from hub_magmax.reporting.router_report import ROUTER_PICTURE_NAME
@@ -76,7 +77,8 @@ def push_to(destination: Destination, folder: Path, head: Head | None = None) ->
         head: The branch as `prepare_repository` found it; by default as it is now.
     """
     if not folder.is_dir():
-        raise OutputError("there is no such folder", where=str(folder), hint="Give a merged model's folder.")
+        hint = near_sibling(str(folder), folder) or "Give a merged model's folder."
+        raise OutputError("there is no such folder", where=str(folder), hint=hint)
     report = read_report(folder / REPORT_NAME)
     head = head or prepare_repository(destination)
     contents = contents_of(folder, destination.repo_id)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from hub_magmax.registry import LOCATIONS
+from hub_magmax.text import nearest_of
+
+#: Entries of a folder that are compared with a name.
+_MAX_COMPARED = 1000
+
+#: How a repository is written, for messages about folders that are not there.
+REPOSITORY_NAMES = "a repository is written org/model, org/model@revision or hf://org/model"
 
 
 def parse_model_name(written: str, folder: Path) -> Any:
@@ -54,6 +62,72 @@ def expanded(written: str) -> Path:
         return Path(written).expanduser()
     except RuntimeError:
         return Path(written)
+
+
+def missing_folder(written: str, folder: Path) -> str:
+    """Return what to do about a folder that is not there; empty for a name that is like any on the Hub.
+
+    A folder is meant by a path that cannot be a repository's name, by one in a folder that is there, and by
+    one whose parts are nearly those of a folder that is there.
+
+    Args:
+        written: Name of a model or of data.
+        folder: Where relative paths start.
+    """
+    if "://" in written or not written.isprintable():
+        return ""
+    near = near_folder(written, folder)
+    is_path = written.startswith((".", "/", "~")) or written.endswith("/") or written.count("/") > 1
+    if not (near or is_path or ("/" in written and is_folder((folder / expanded(written)).parent))):
+        return ""
+    return f"{f'Did you mean {near}? ' if near else ''}{REPOSITORY_NAMES[0].upper()}{REPOSITORY_NAMES[1:]}."
+
+
+def way_to_folder(written: str, folder: Path) -> str:
+    """Return a hint about a name that is none of a repository, and so is meant for a folder."""
+    near = near_folder(written, folder) if written.isprintable() and "://" not in written else ""
+    if near:
+        return f"Did you mean {near}?"
+    if written.startswith((".", "/", "~")):
+        return "Check the path."
+    hint = "Relative folders start at the recipe's own folder; start them with ./"
+    return hint + (f" : ./{written}" if written.isprintable() and len(written) <= 200 else "")
+
+
+def near_folder(written: str, folder: Path) -> str:
+    """Return the folder that a misspelt path may mean, as it would be written; empty where none is near."""
+    path = expanded(written.partition("@")[0])
+    found = folder / path.anchor if path.anchor else folder
+    for part in path.parts[1 if path.anchor else 0 :]:
+        exists = part == ".." or is_folder(found / part)
+        name = part if exists else nearest_of(part, _names_in(found))
+        if not name:
+            return ""
+        found = found / name
+    shown = os.path.relpath(found, folder) if not path.anchor else str(found)
+    return shown if shown.startswith((".", "/")) else f"./{shown}"
+
+
+def near_sibling(written: str, path: Path, *, files: bool = False) -> str:
+    """Return the question whether a folder beside a missing one is meant; empty where none is near.
+
+    Args:
+        written: Name of the missing one.
+        path: Where it would be.
+        files: Files may be meant too.
+    """
+    name = nearest_of(path.name, _names_in(path.parent, files=files))
+    start, slash, _ = written.rstrip("/").rpartition("/")
+    return f"Did you mean {start}{slash}{name}?" if name else ""
+
+
+def _names_in(folder: Path, *, files: bool = False) -> list[str]:
+    try:
+        with os.scandir(folder) as found:
+            names = (one.name for one in found if one.name[0] != "." and (files or one.is_dir()))
+            return sorted(islice(names, _MAX_COMPARED))
+    except OSError:
+        return []
 
 
 def is_folder(path: Path) -> bool:

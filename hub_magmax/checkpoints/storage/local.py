@@ -15,7 +15,7 @@ from hub_magmax.checkpoints.storage.descriptors import Descriptors
 from hub_magmax.checkpoints.storage.page_cache import PageCacheAdvice, is_cached
 from hub_magmax.errors import CheckpointError, SourceError
 from hub_magmax.files import read_fully
-from hub_magmax.recipe.model_names import is_folder, is_there
+from hub_magmax.recipe.model_names import is_folder, is_there, near_sibling
 from hub_magmax.text import listed
 
 START_AGAIN = "Let what changes the file come to its end, then run the same command again."
@@ -71,7 +71,8 @@ class LocalSource(FileSource):
                 "this is a file, not a folder" if is_there(folder) else "there is no such folder",
                 where=self.label,
                 expected="a checkpoint folder, as written by `save_pretrained`",
-                hint="Check the path; relative paths start at the recipe's own folder.",
+                hint=near_sibling(self.label, folder)
+                or "Check the path; relative paths start at the recipe's own folder.",
             )
 
     @cached_property

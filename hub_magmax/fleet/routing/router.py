@@ -9,7 +9,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from hub_magmax.checkpoints.locations import ModelPlace, repository_of, taken_for_repository
+from hub_magmax.checkpoints.locations import ModelPlace, repository_of
+from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.checkpoints.opening import open_model, open_pinned
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import ArgumentError, EvaluationError
