@@ -247,7 +247,9 @@ def test_broken_models_do_not_hide_the_others(merged, org, hub, tmp_path):
     assert found["no-lock"]["version"] == "0.1.0", "what is known is told"
     assert found["older"]["changed"] == []
     assert found["no-lock"]["changed"] == found["odd-lock"]["changed"] == ["recipe.lock.json"]
-    assert "14 models: 2 faulty, 12 not looked at" in call("fleet", "fleet.yaml")[1]
+    told = call("fleet", "fleet.yaml")[1]
+    assert "14 models: 2 faulty, 12 not looked at" in told
+    assert f"\n{org}/none: there is no such repository" in told, "the name once"
     others = [name for name in listed if "-lock" not in str(name)]
     (tmp_path / "fleet.yaml").write_text(yaml.safe_dump(others))
     assert call("fleet", "fleet.yaml")[0] == 1, "nothing is known to be wrong"

@@ -68,7 +68,7 @@ def run_all(
         push_anyway=push_anyway,
         in_spite_of=in_spite_of,
     )
-    return _answer(done) if processes.is_first else Answer({}, "")
+    return answer_of(done) if processes.is_first else Answer({}, "")
 
 
 def _read(
@@ -89,7 +89,8 @@ def _read(
     return read
 
 
-def _answer(done: Mapping[str, Run | HubMagmaxError]) -> Answer:
+def answer_of(done: Mapping[str, Run | HubMagmaxError]) -> Answer:
+    """Return what became of each site."""
     failed = [found for found in done.values() if isinstance(found, HubMagmaxError)]
     has_errors = any(not isinstance(found, RegressedError) for found in failed)
     exit_code = ERROR if has_errors else REGRESSED if failed else 0
@@ -118,7 +119,7 @@ def _told(done: Run | HubMagmaxError) -> str:
         return f"FAILED: {done}"
     parts = [f"{from_here(done.output)}{' was there' if done.merged_before else ''}"]
     if done.scores is not None:
-        parts += filter(None, result(done.scores, done.plan.lock))
+        parts += [text.removesuffix(".") for text in result(done.scores, done.plan.lock) if text]
     if done.published is not None:
         parts.append(pushed(done.published))
     return "; ".join(parts)

@@ -154,7 +154,7 @@ class Reuse:
         ]
         count = f"{len(self.known)} of {len(self._wanted)} scores are there"
         kept = number_of(len(whole), "checkpoint")
-        report(f"scores of {kept} are reused: {count}" if whole else f"resuming: {count}")
+        report(f"scores of {kept} are reused: {count}" if whole else f"scores measured before: {count}")
 
     @step("looking for scores of earlier")
     def _look(self) -> dict[Cell, Outcomes]:

@@ -26,8 +26,13 @@ def as_table(found: Sequence[Status]) -> Table:
     rows = [_row(status, name, origins) for status, name in zip(found, names, strict=True)]
     head = _columns(rows)
     notes = [f"{number}: merged from {text}" for text, number in origins.items()]
-    notes += [f"{s.model}: {spelled_out(problem)}" for s in found for problem in s.problems]
+    notes += [_of_model(s.model, spelled_out(problem)) for s in found for problem in s.problems]
     return Table(head, tuple(tuple(row[name] for name in head) for row in rows), tuple(notes))
+
+
+def _of_model(model: str, problem: str) -> str:
+    """Return a problem with the model's name before it, which most problems begin with by themselves."""
+    return problem if problem.startswith((f"{model}:", f"{model}@", f"{model},")) else f"{model}: {problem}"
 
 
 def _columns(rows: Sequence[dict[str, Cell]]) -> tuple[str, ...]:
@@ -50,19 +55,20 @@ def summary(found: Sequence[Status]) -> str:
 
 def state(status: Status) -> str:
     """Return what became of a model since it was merged, in words."""
-    parts = []
-    if status.problem:
-        parts.append("not wholly looked at" if status.version else "not looked at")
-    if status.changed:
-        parts.append(f"not as merged: {listed([spelled_out(path) for path in status.changed], _FEW)}")
-    if status.not_as_asked:
-        parts.append(f"not as the recipe asks now: {listed(status.not_as_asked, _FEW)}")
+    parts = [_unknown(status)] if status.problem else []
+    for what, names in (("as merged", status.changed), ("as the recipe asks now", status.not_as_asked)):
+        if names:
+            parts.append(f"not {what}: {listed([spelled_out(name) for name in names], _FEW)}")
     if status.by_hand:
         parts.append(f"{number_of(len(status.by_hand), 'commit')} by hand")
     if status.behind:
         since = min(origin.since for origin in status.behind)[:10]
         parts.append(f"behind {listed([origin.role for origin in status.behind], _FEW)} since {since}")
     return "; ".join(parts) or "as merged"
+
+
+def _unknown(status: Status) -> str:
+    return "not wholly looked at" if status.version else "not looked at"
 
 
 def check_in_words(check: Check | None, status: Status) -> str:

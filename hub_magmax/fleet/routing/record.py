@@ -26,6 +26,7 @@ FORMAT = 1
 #: Files of a merge that name an evaluation made since, so that they may change while the model stays.
 _NAMING = (RECIPE_NAME, LOCK_NAME, PROVENANCE_NAME)
 
+_FIRST = "Fit one: hub-magmax route RECIPE."
 _AGAIN = "Fit it again: hub-magmax route RECIPE."
 
 
@@ -103,11 +104,14 @@ def read_router(source: TensorSource) -> tuple[RouterRecord, Verifier]:
     Raises:
         EvaluationError: If there is none, or it was changed.
     """
-    for name in (ROUTER_NAME, ROUTER_WEIGHTS_NAME):
-        if name not in source.sizes:
-            raise EvaluationError(
-                f"there is no {name}, so the model has no router", where=source.label, hint=_AGAIN
-            )
+    missing = [name for name in (ROUTER_NAME, ROUTER_WEIGHTS_NAME) if name not in source.sizes]
+    if missing:
+        is_new = len(missing) == 2
+        raise EvaluationError(
+            f"there is no {missing[0]}, so the model has no {'' if is_new else 'whole '}router",
+            where=source.label,
+            hint=_FIRST if is_new else _AGAIN,
+        )
     record = _record(read_small_file(source, ROUTER_NAME), f"{source.label}, {ROUTER_NAME}")
     where = f"{source.label}, {ROUTER_WEIGHTS_NAME}"
     arrays = read_small_file(source, ROUTER_WEIGHTS_NAME)
