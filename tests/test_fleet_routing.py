@@ -215,6 +215,22 @@ def test_a_verifier_tells_whom_to_ask():
     assert "gains" in found.verdict and "merged model alone" in str(found)
 
 
+def test_a_budget_is_told_as_a_target_and_what_became_of_it():
+    found = [reported(drawn(), Aim(budget=step / 40)) for step in range(1, 20)]
+    exceeded = [one for one in found if one.operation.escalated.value > one.operation.budget]
+    assert exceeded and len(exceeded) < len(found), "held-out examples may exceed it, and need not"
+    for one in found:
+        how = "more than that" if one in exceeded else "within it"
+        share = one.operation.escalated.value
+        told = "is a target and no limit: the threshold keeps to it on the examples that chose it; of the"
+        assert (
+            f"The budget of {one.operation.budget:g} {told} held-out ones {share:.3f} are escalated, {how}."
+            in one.table()
+        )
+        assert one.to_dict()["operation"]["budget"] == one.operation.budget
+    assert replace(found[0].operation, budget=None).target == "", "as in reports of earlier versions"
+
+
 def test_probabilities_are_those_of_scikit_learn_and_calibrated():
     from sklearn.linear_model import LogisticRegression
 
@@ -263,6 +279,7 @@ def test_a_risk_is_stated_where_the_examples_support_it():
     assert found.stated.threshold == found.operation.threshold
     assert found.stated.errors == round((1 - found.operation.accuracy.value) * found.stated.num_examples)
     refused = reported(observed, Aim(risk=0.05))
+    assert found.operation.budget is None and "is a target" not in found.table()
     assert refused.stated.threshold is None and refused.operation.chosen_by == "budget"
     assert refused.stated.bound > 0.05
 
@@ -414,6 +431,7 @@ def test_files_and_card_of_a_router(there):
     assert not list(folder.glob("*.pkl"))
     card = (folder / "README.md").read_text()
     assert "## Routing to the tasks' own checkpoints" in card and "The router gains" in card
+    assert "is a target and no limit" in card
     assert {"router.json", "router.safetensors", "router.png", "router.svg"} <= {*contents_of(folder, "me/m")}
 
 
@@ -525,7 +543,10 @@ def test_changed_files_are_refused(there):
     rewritten(record, lambda values: values.update(weights=sha256(content)))
     refused("not the arrays")
     arrays.unlink()
-    refused("has no router")
+    refused("has no whole router.* Fit it again")
+    for path in stored:
+        path.unlink()
+    refused("has no router.* Fit one: hub-magmax route RECIPE")
     weights = folder / "model.safetensors"
     before = weights.read_bytes()
     weights.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))

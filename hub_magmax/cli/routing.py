@@ -13,7 +13,7 @@ from hub_magmax.files import from_here
 @verb
 @recipe_options
 @click.option(
-    "--budget", type=float, default=0.3, show_default=True, help="Share of inputs that may be escalated."
+    "--budget", type=float, default=0.3, show_default=True, help="Target share of escalated inputs."
 )
 @click.option("--risk", type=float, help="Share of answers that may be wrong, in place of the budget.")
 @click.option(

@@ -64,6 +64,8 @@ class Operation:
         accuracy: Of the router's answers.
         over_never: Compared with the merged model alone, example by example.
         over_random: Accuracy beyond that of escalating as many at random.
+        budget: Share that was to be escalated, of the examples that chose the threshold; None where a risk
+            chose it, and in reports of earlier versions.
     """
 
     threshold: float
@@ -72,6 +74,19 @@ class Operation:
     accuracy: Measured
     over_never: Difference
     over_random: Measured
+    budget: float | None = None
+
+    @property
+    def target(self) -> str:
+        """What became of the budget on examples that did not choose the threshold; empty without one."""
+        if self.budget is None:
+            return ""
+        found = self.escalated.value
+        how = "more than that" if found > self.budget else "within it"
+        return (
+            f"The budget of {self.budget:g} is a target and no limit: the threshold keeps to it on the "
+            f"examples that chose it; of the held-out ones {found:.3f} are escalated, {how}."
+        )
 
     @property
     def is_useful(self) -> bool:
@@ -191,6 +206,7 @@ class RouterReport(Tabular):
             f"own task's checkpoint {self.by_task}, any model right {self.oracle}",
             f"area under the risk-coverage curve: {areas}; at best {self.best_aurc:.3f}",
             f"threshold {at.threshold:.4g} ({at.chosen_by}): {at.escalated} escalated, right {at.accuracy}",
+            *([at.target] if at.target else []),
             self.verdict,
             *([self.stated.text] if self.stated else []),
         )

@@ -52,7 +52,8 @@ def route(
         recipe: Its `evaluation` names the examples of each task, and the evaluator: `image-classification` or
             `text-classification`.
         lock: Of the merged model.
-        budget: Share of the inputs that may be escalated, by which the threshold is chosen.
+        budget: Share of the inputs that is to be escalated, a target: by it the threshold is chosen on some
+            examples, and others may exceed it.
         risk: Choose it so that at most this share of the router's answers is wrong, as far as the held-out
             examples support that; else the budget decides, and the report says so.
         confidence: Of the statement about the risk.

@@ -110,7 +110,7 @@ def measure(
         tuple(_signal(name, trust, errors) for name, trust in signals.items()),
         area_under_risk_coverage(-errors, errors),
         _costs(now.gain, -signals["confidence"], kept, escalated, np.asarray(seen.right[:, 1:].any(axis=1))),
-        _operation(threshold, "risk" if by_risk else "budget", now.gain, kept, escalated),
+        _operation(threshold, None if by_risk else aim.budget, now.gain, kept, escalated),
         stated,
     )
 
@@ -178,7 +178,7 @@ def _costs(
 
 
 def _operation(
-    threshold: float, chosen_by: str, gain: Values, kept: np.ndarray, escalated: np.ndarray
+    threshold: float, budget: float | None, gain: Values, kept: np.ndarray, escalated: np.ndarray
 ) -> Operation:
     goes = gain > threshold
     right = np.where(goes, escalated, kept)
@@ -190,11 +190,12 @@ def _operation(
 
     return Operation(
         threshold,
-        chosen_by,
+        "risk" if budget is None else "budget",
         _share(goes),
         _share(right),
         paired_difference(right.tolist(), kept.tolist()),
         _bootstrap(over_random, len(gain)),
+        budget,
     )
 
 
