@@ -1,6 +1,7 @@
 """Recipes with sites: the recipe of each, and a run of all of them."""
 
 import json
+import math
 import shutil
 import subprocess
 from collections import Counter
@@ -13,6 +14,7 @@ from huggingface_hub import HfApi
 
 from hub_magmax import run, run_sites
 from hub_magmax.cli import main
+from hub_magmax.cli.sites import answer_of
 from hub_magmax.errors import OutputError, RecipeError
 from hub_magmax.merging.output import opening
 from hub_magmax.merging.output.libraries import Opened
@@ -22,8 +24,9 @@ from hub_magmax.planning.findings import look
 from hub_magmax.publishing import preflight
 from hub_magmax.publishing.preflight import check_room
 from hub_magmax.recipe import loading
-from hub_magmax.recipe.loading import load_recipe, parse_recipe, site_recipe
+from hub_magmax.recipe.loading import load_recipe, parse_recipe, site_recipe, site_recipes
 from hub_magmax.recipe.sites import site_values
+from hub_magmax.text import format_bytes
 from tests.families import read_merged, recipe_values, write_family, write_recipe
 from tests.test_merging_sites import content
 from tests.test_processes import launch
@@ -145,6 +148,23 @@ def test_a_plan_of_all_sites_counts_what_is_read_once(two_sites, tmp_path):
     assert "this is one place for all sites" in invoke("run", "recipe.yaml", "--output", "x", code=1)
 
 
+def test_a_selection_counts_in_a_plan_with_its_own_size(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_family(tmp_path, "abc")
+    sites = {"whole": {}, "thin": {"output": {"format": "selection"}}}
+    path = write_recipe(tmp_path, method="magmax", sites=sites)
+    sizes = {}
+    for site in ("whole", "thin"):
+        sizes[site] = json.loads(invoke("plan", "recipe.yaml", "--site", site, "--json"))["bytes_out"]
+    assert sizes["thin"] == math.ceil((sizes["whole"] - 56) / 4 * math.log2(3) / 8)  # without 7 positions
+    assert json.loads(invoke("plan", "recipe.yaml", "--json"))["bytes_out"] == sum(sizes.values())
+    assert f"writes {format_bytes(sum(sizes.values()))}; " in invoke("plan", "recipe.yaml")
+    plans = {site: plan(own) for site, own in site_recipes(load_recipe(path)).items()}
+    copied = {site: own.copied_bytes for site, own in plans.items()}
+    rooms = {site: check_room(own) - copied[site] for site, own in plans.items()}
+    assert rooms["whole"] - rooms["thin"] == sizes["whole"] - sizes["thin"]
+
+
 def test_every_site_is_what_its_own_recipe_gives(tmp_path):
     write_family(tmp_path, "abc", num_shards=2)
     path = write_recipe(tmp_path, method="average", sites={"north": NORTH, "south": SOUTH})
@@ -221,6 +241,8 @@ def test_scores_of_checkpoints_are_measured_once_for_all_sites(quickstart_folder
     done = run_sites(parse_recipe(values, folder=quickstart_folder), report=said.append)
     assert all(found.scores is not None for found in done.values())
     assert sum("are reused" in line for line in said) == 1
+    lines = answer_of(done).text.splitlines()
+    assert len(lines) == 3 and not any(".;" in line for line in lines) and all(";" in line for line in lines)
 
 
 def test_a_disk_without_room_for_all_is_told_before_the_first(tmp_path, monkeypatch):

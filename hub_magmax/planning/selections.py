@@ -35,3 +35,8 @@ def selection_bytes(plan: Plan) -> int:
     """Return about the most that the files of a selection take: as if tasks won alike, and never agreed."""
     elements = sum(job.num_elements for job in plan.merged)
     return math.ceil(elements * math.log2(max(2, len(plan.lock.tasks))) / 8)
+
+
+def written_bytes(plan: Plan) -> int:
+    """Return the bytes of weights that a plan writes; of a selection, about the most that it takes."""
+    return selection_bytes(plan) if plan.recipe.output.is_selection else plan.bytes_out

@@ -27,7 +27,7 @@ from hub_magmax.planning.norms import described_norms, norm_notices, norm_rows
 from hub_magmax.planning.output_config.model_config import config_notices
 from hub_magmax.planning.plan import SMALL_BYTES, Plan, SolvedJob, TensorJob
 from hub_magmax.planning.rule_summary import described_rules, rule_rows
-from hub_magmax.planning.selections import selection_bytes
+from hub_magmax.planning.selections import written_bytes
 from hub_magmax.planning.statistics import unweighted_notices
 from hub_magmax.planning.tied import tie_notices
 from hub_magmax.planning.tokenizers.chat import OLD_NAME, TEMPLATE_NAME
@@ -144,7 +144,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "layers": described_layers(plan.lock),
         "copied": [_copied(job) for job in copied],
         "bytes_in": plan.bytes_in,
-        "bytes_out": plan.bytes_out,
+        "bytes_out": written_bytes(plan),
         **_sources_and_output(plan),
         "shards": [{"file": s.file, "tensors": len(s.jobs), "data_bytes": s.data_bytes} for s in plan.shards],
         "peak_memory_bytes": peak_memory_bytes(plan),
@@ -220,9 +220,7 @@ def _reads(plan: Plan) -> str:
 def _written(plan: Plan) -> str:
     if not plan.recipe.output.is_selection:
         return format_bytes(plan.bytes_out)
-    return (
-        f"at most about {format_bytes(selection_bytes(plan))} for {format_bytes(plan.bytes_out)} of weights,"
-    )
+    return f"at most about {format_bytes(written_bytes(plan))} for {format_bytes(plan.bytes_out)} of weights,"
 
 
 def _output(plan: Plan) -> Iterator[Row]:
@@ -240,7 +238,7 @@ def _output(plan: Plan) -> Iterator[Row]:
 def _needed_bytes(plan: Plan) -> int:
     """Return the bytes that the output's folder takes and does not have yet."""
     is_there = not plan.recipe.output.keep or plan.recipe.output_path.exists()
-    return 0 if is_there else plan.bytes_out + plan.copied_bytes + SMALL_BYTES
+    return 0 if is_there else written_bytes(plan) + plan.copied_bytes + SMALL_BYTES
 
 
 def _free_bytes(path: Path) -> int | None:

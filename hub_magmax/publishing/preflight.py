@@ -18,6 +18,7 @@ from hub_magmax.merging.output.folder import PartialFolder, refuse_taken
 from hub_magmax.merging.output.report import MergeReport, ShardRecord, software_versions
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import SMALL_BYTES, Plan
+from hub_magmax.planning.selections import written_bytes
 from hub_magmax.planning.summary import notices
 from hub_magmax.processes import Processes
 from hub_magmax.publishing.commits import Destination, Head, find_head, prepare_repository, publish_errors
@@ -234,13 +235,13 @@ def check_room(plan: Plan, destination: Destination | None = None, num_processes
     output = PartialFolder(plan.recipe.output_path, plan.digest).output  # which refuses impossible paths
     sizes = sorted((shard.data_bytes for shard in plan.shards), reverse=True)
     streamed = is_streamed(plan.recipe, destination)
-    kept = sizes[: _FILES_ON_DISK * num_processes] if streamed else sizes
+    kept = sum(sizes[: _FILES_ON_DISK * num_processes]) if streamed else written_bytes(plan)
     with os_errors(output):
         there = next(folder for folder in output.parents if folder.exists())
         partial = output.with_name(output.name + ".partial")
         written = sum(path.stat().st_size for path in partial.rglob("*") if path.is_file())
         free = shutil.disk_usage(there).free
-    needed = 0 if output.exists() else max(0, sum(kept) + plan.copied_bytes + SMALL_BYTES - written)
+    needed = 0 if output.exists() else max(0, kept + plan.copied_bytes + SMALL_BYTES - written)
     if needed > free:
         raise OutputError(
             f"{format_bytes(free)} are free, and the merge needs {format_bytes(needed)} more",
