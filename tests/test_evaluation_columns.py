@@ -2,13 +2,19 @@
 
 import json
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.columns import examples_for
+from hub_magmax.evaluation.data import load_examples
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.examples import class_lookup, label_text
 from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.values import Data
+from tests.classifiers import write_rows
 from tests.families import recipe_values
 
 ROWS = [{"ask": f"which {n}?", "options": ["x", "y"], "right": n % 2, "words": "x"} for n in range(8)]
@@ -83,3 +89,23 @@ def test_labels_that_a_split_leaves_out_are_no_class():
     with pytest.raises(EvaluationError, match=r"Expected a number from 0 to 1\. Check the data"):
         label_text(2, ["cat", "dog"])
     assert (label_text(1, ["cat", "dog"]), label_text(-1, None)) == ("dog", "-1")
+
+
+@pytest.mark.parametrize("kind", ["struct", "bytes"])
+def test_images_are_found_in_data_that_does_not_say_so(tmp_path, kind):
+    write_rows(tmp_path / "rows.parquet", [0, 1, 2])
+    table = pq.read_table(tmp_path / "rows.parquet").replace_schema_metadata(None)
+    if kind == "bytes":
+        table = table.set_column(0, "image", pc.struct_field(table["image"], "bytes"))
+    notes = [{"bytes": b"no image", "path": None}] * 3
+    empty = [{"bytes": None, "path": None}] * 3
+    stored = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    table = table.append_column("notes", pa.array(notes, stored)).append_column(
+        "none", pa.array(empty, stored)
+    )
+    pq.write_table(table, tmp_path / "bare.parquet")
+    whole, bare = (
+        load_examples(Data(dataset=f"./{name}.parquet", split="test"), tmp_path) for name in ("rows", "bare")
+    )
+    assert bare["image"][2].tobytes() == whole["image"][2].tobytes() != whole["image"][1].tobytes()
+    assert bare["notes"][0]["bytes"] == b"no image" and bare["none"][0]["bytes"] is None

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
@@ -560,11 +561,16 @@ def test_record_of_digests_is_replayed_with_the_inputs(here):
 def test_predict_and_replay_of_images(here):
     code, out, err = call("predict", "a", "rows.parquet", "--record", "d.jsonl")
     assert code == 0, err
+    labels = out.splitlines()[:10]
     assert out.splitlines()[0] == "cat  1" and "wrote 10 decisions to d.jsonl" in out
     code, out, _ = call("replay", "d.jsonl", "--json")
     values = json.loads(out)
     assert code == 0 and values["is_same"] and values["same"] == 10
     assert values["last"] == hashlib.sha256(lines("d.jsonl")[-1]).hexdigest()
+    table = parquet.read_table("rows.parquet").replace_schema_metadata(None)
+    parquet.write_table(table, "bare.parquet")
+    code, again, err = call("predict", "a", "bare.parquet", "--record", "e.jsonl")
+    assert code == 0 and again.splitlines()[:10] == labels, err
 
 
 def test_lines_of_standard_input(here):

@@ -20,6 +20,7 @@ from hub_magmax.evaluation.evaluators import brings_data, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.evaluation.evaluators.prompts import with_prompts
 from hub_magmax.evaluation.hub_data import commit_of, load_from_hub
+from hub_magmax.evaluation.image_columns import with_images
 from hub_magmax.files import canonical_json, from_here, sha256_of
 from hub_magmax.hub import is_offline, is_passing
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
@@ -269,7 +270,7 @@ def load_examples(spec: Data, folder: Path, *, labelled: bool = True) -> Dataset
     _refuse_missing(spec, folder)
     try:
         with without_bars(), step(f"loading the examples of {where}"):
-            examples = _load(spec, folder)
+            examples = with_images(_load(spec, folder))
     except (MemoryError, HubMagmaxError):
         raise
     except Exception as error:  # datasets raises many kinds, most of them for a wrong name
