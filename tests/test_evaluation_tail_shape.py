@@ -203,3 +203,25 @@ def test_samples_without_a_tail_are_refused_and_told(sample):
     found = compare_tails(sample, sample)
     assert found.failed is not None
     assert math.isfinite(found.samples[0].mean)
+
+
+def test_columns_of_the_csv_do_not_depend_on_the_scores():
+    rng, tables = np.random.default_rng(0), []
+    for num in (20, 60, 2000):
+        scores = rng.normal(size=num)
+        found = compare_tails(scores.tolist(), scores.tolist())
+        tables.append(found)
+        assert found.as_table().to_frame().columns.tolist()[:5] == [
+            "sample",
+            "examples",
+            "mean",
+            "mean low",
+            "mean high",
+        ]
+    heads = {found.table("csv").splitlines()[0] for found in tables}
+    assert heads == {
+        "sample,examples,mean,mean low,mean high,CVaR 0.9,CVaR 0.9 low,CVaR 0.9 high,CVaR 0.95,CVaR 0.95 low,"
+        "CVaR 0.95 high,CVaR 0.99,CVaR 0.99 low,CVaR 0.99 high,above"
+    }
+    assert ",,,," in tables[0].table("csv"), "empty where there are too few"
+    assert len(tables[0].table().splitlines()[0].split()) == len(["sample", "examples", "mean", "above"]) + 6

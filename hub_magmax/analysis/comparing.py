@@ -114,7 +114,7 @@ class Comparison(Tabular):
             *self.reason,
             *self.loss,
         )
-        return Table(head, (*rows, base), notes, is_drawn=True)
+        return Table(head, (*rows, base), notes, is_drawn=True, measured=("to the winner",))
 
     def _row(self, method: Compared) -> tuple[Cell, ...]:
         found, candidate = method.to_winner, method.candidate

@@ -71,6 +71,7 @@ class Table:
         notes: Sentences below; CSV is for programs, and leaves all sentences out.
         lead: Sentences above.
         is_drawn: Measured numbers may have a deviation, so that CSV has a column for it, empty or not.
+        measured: Columns of measured numbers, of which there may be none: CSV has the same columns then.
     """
 
     head: tuple[str, ...]
@@ -78,6 +79,7 @@ class Table:
     notes: tuple[str, ...] = ()
     lead: tuple[str, ...] = ()
     is_drawn: bool = False
+    measured: tuple[str, ...] = ()
 
     def write(self, form: Format = "text") -> str:
         """Return the table in one of `FORMATS`, without a line break at the end.
@@ -189,7 +191,8 @@ class Table:
     def _parts(self, column: int) -> tuple[str, ...]:
         """Return the parts that a column has in CSV: a measured number is several."""
         cells = [row[column] for row in self.rows]
-        if not any(isinstance(_value_of(cell), Measured) for cell in cells):
+        is_measured = any(isinstance(_value_of(cell), Measured) for cell in cells)
+        if not is_measured and self.head[column] not in self.measured:
             return ("",)
         return ("", "low", "high", *(["sd"] if self.is_drawn and Measured in map(type, cells) else []))
 

@@ -119,7 +119,8 @@ class TailComparison(Tabular):
 
     def as_table(self) -> Table:
         """Return a row for each sample, with the gates and the verdict below."""
-        head = ("sample", "examples", "mean", *(f"CVaR {level:g}" for level in LEVELS), "above")
+        tails = tuple(f"CVaR {level:g}" for level in LEVELS)
+        head = ("sample", "examples", "mean", *tails, "above")
         rows = tuple(
             (
                 own.name,
@@ -141,7 +142,7 @@ class TailComparison(Tabular):
             f"difference of {name}: {value:+.4g} [{low:.4g}, {high:.4g}]"
             for name, (value, low, high) in self.differences.items()
         )
-        return Table(head, rows, (*told, *gates, self.verdict))
+        return Table(head, rows, (*told, *gates, self.verdict), measured=tails)
 
 
 @checked
