@@ -1,10 +1,12 @@
 """What a diagnosis sees: numbers against slow oracles, and a planted fault of each kind, named."""
 
+import cProfile
 import csv
 import io
 import itertools
 import json
 import shutil
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ from click.testing import CliRunner
 
 from hub_magmax.analysis.diagnosing import Sample, diagnose, in_order, layer_of
 from hub_magmax.cli import main
-from hub_magmax.errors import NonFiniteError, OutputError
+from hub_magmax.errors import MismatchError, NonFiniteError, OutputError
 from hub_magmax.methods.selection import quotas
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.findings.faults import THRESHOLDS, Evidence, Geometry
@@ -355,6 +357,47 @@ def test_exchanged_experts_are_named_among_many_of_one_shape(tmp_path):
     }
     assert [layer.name for layer in found.layers] == [f"layers.{number}" for number in range(8)]
     assert found.num_tensors == 1024 and found.whole.num_looked_at == 1024 * 32
+
+
+def displaced(tensors):
+    floating = floats(tensors)
+    return tensors | dict(zip(floating, reversed(floating.values()), strict=True))
+
+
+def halved(tensors):
+    return {name: value for name, value in tensors.items() if name in list(tensors)[::2]}
+
+
+def swaps_in(folder, count, change):
+    """Look for what is odd among small tensors of one shape, and tell how many are in another's place."""
+    folder.mkdir()
+    names = [f"w.{n}" for n in range(count)]
+    if change is displaced:
+        return len(diagnose(write_many(folder, names, (4, 8), change=change)).swaps)
+    with pytest.raises(MismatchError):
+        write_many(folder, names, (4, 8), change=change)
+    return 0
+
+
+@pytest.mark.parametrize("change", [displaced, halved])
+def test_work_grows_with_the_tensors_and_not_with_their_pairs(tmp_path, change):
+    calls = {}
+    for count in (100, 400):
+        profile = cProfile.Profile()
+        found = profile.runcall(swaps_in, tmp_path / str(count), count, change)
+        assert found > 0.9 * count or change is halved
+        calls[count] = sum(entry.callcount for entry in profile.getstats())
+    assert calls[400] < 5 * calls[100], "pairs: 16 times as many"
+
+
+def test_memory_of_a_diagnosis_grows_with_the_tensors_and_not_with_their_pairs(tmp_path):
+    tracemalloc.start()
+    try:
+        assert swaps_in(tmp_path / "many", 2000, displaced) > 500
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6, "12 MB; the products of all pairs alone are 16 MB"
 
 
 def test_a_nan_in_one_of_many_small_tensors_is_refused_with_its_place(tmp_path):
