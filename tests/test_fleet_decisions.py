@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -19,7 +20,13 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForSequenceClassification, pipeline
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    pipeline,
+)
 
 import hub_magmax as hm
 from hub_magmax.errors import ArgumentError, EvaluationError, OutputError, RecordError
@@ -517,6 +524,78 @@ def test_merge_of_a_model_is_recorded_by_its_digests(here, hub):
     assert hm.replay("hub.jsonl", model="merged").is_same
 
 
+def test_router_beside_a_model_is_recorded_by_its_digests(here):
+    record()
+    Path("bert/router.json").write_text("{}")
+    Path("bert/router.safetensors").write_bytes(b"x")
+    record()
+    headers = [values["contents"] for line in lines() if "contents" in (values := json.loads(line))]
+    assert headers[0]["router"] is None and len(headers) == 2
+    assert headers[1]["router"] == {
+        name: "sha256:" + hashlib.sha256(Path("bert", name).read_bytes()).hexdigest()
+        for name in ("router.json", "router.safetensors")
+    }
+    found = hm.replay("decisions.jsonl")
+    assert found.same == found.decisions == 6
+    assert [change.name for change in found.model] == ["router"]  # the first three had none
+
+
+def write_lora(folder, network, task, **changes):
+    """Write an adapter of random factors as PEFT does, and return the model that PEFT makes of it."""
+    peft = pytest.importorskip("peft", reason="the package peft is not installed")
+    config = peft.LoraConfig(task_type=task, r=2, init_lora_weights=False, **changes)
+    torch.manual_seed(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of PEFT's calls of transformers
+        adapted = peft.get_peft_model(network, config)
+        adapted.save_pretrained(folder)
+    return adapted.eval()
+
+
+def test_adapter_answers_as_with_peft_over_the_base_model_that_it_names(here):
+    network = BertForSequenceClassification.from_pretrained("bert")
+    adapted = write_lora("lora", network, "SEQ_CLS", target_modules=["query", "dense"])
+    found = record("lora")
+    words = tokenizer()
+    for text, answer in zip(TEXTS, found, strict=True):
+        with torch.no_grad():
+            logits = adapted(**words(text, return_tensors="pt")).logits[0]
+        assert answer["scores"] == pytest.approx(logits.tolist(), abs=1e-5)
+        assert answer["label"] == network.config.id2label[int(logits.argmax())]
+    assert found != record("bert", path="base.jsonl")
+    contents = json.loads(lines()[0])["contents"]
+    own = ("adapter_config.json", "adapter_model.safetensors")
+    assert contents["adapter"] == {
+        name: "sha256:" + hashlib.sha256(Path("lora", name).read_bytes()).hexdigest() for name in own
+    }
+    assert contents["base"]["name"] == "bert" and contents["base"]["commit"] is None
+    assert contents["weights"] == json.loads(lines("base.jsonl")[0])["contents"]["weights"]
+    assert hm.replay("decisions.jsonl").is_same
+    weights = load_file("lora/adapter_model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, "lora/adapter_model.safetensors")
+    changes = [change.name for change in hm.replay("decisions.jsonl").model]
+    assert changes[0] == "adapter.adapter_model.safetensors" and changes[-1].startswith("parameters.")
+
+
+def test_adapter_of_a_language_model_answers_over_a_base_model_on_the_hub(here, hub):
+    hub.add_repo("me/decided-base", folder=here / "llama")
+    commit = hub.head("me/decided-base")
+    network = AutoModelForCausalLM.from_pretrained("llama")
+    adapted = write_lora("lora", network, "CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+    stated = json.loads(Path("lora/adapter_config.json").read_text())
+    Path("lora/adapter_config.json").write_text(
+        json.dumps(stated | {"base_model_name_or_path": "me/decided-base", "revision": commit})
+    )
+    (answer,) = record("lora", TEXTS[:1], max_new_tokens=4)
+    asked = AutoTokenizer.from_pretrained("llama")(TEXTS[0], return_tensors="pt")
+    told = adapted.generate(**asked, max_new_tokens=4, do_sample=False)
+    assert answer["tokens"] == told[0, asked["input_ids"].shape[1] :].tolist()
+    contents = json.loads(lines()[0])["contents"]
+    assert (contents["base"]["name"], contents["base"]["commit"]) == ("me/decided-base", commit)
+    hub.add_repo("me/decided-base", files={"config.json": b"{}"})
+    assert hm.replay("decisions.jsonl").is_same  # the base model by its commit
+
+
 # Inputs
 
 
@@ -598,7 +677,8 @@ WRONG = {
     "top-p alone": (["llama", "texts.jsonl", "--top-p", "0.5"], "Give a temperature too"),
     "too long": (["llama", "texts.jsonl", "--max-new-tokens", "510"], "at most 512 tokens"),
     "no template": (["bare", "texts.jsonl", "--chat"], "Leave chat out"),
-    "adapter": (["adapter", "texts.jsonl"], "this is an adapter"),
+    "adapter": (["adapter", "texts.jsonl"], "names no base model"),
+    "adapter of nothing": (["lost", "texts.jsonl"], "lost names it as its base model"),
     "another kind": (["kind", "texts.jsonl"], "decisions of T5ForConditionalGeneration are not recorded"),
 }  # fmt: skip
 
@@ -609,6 +689,7 @@ def test_what_cannot_be_asked_is_one_paragraph_and_leaves_no_decision(how, here)
     Path("bare/chat_template.jinja").unlink()
     for name, file, text in (
         ("adapter", "adapter_config.json", "{}"),
+        ("lost", "adapter_config.json", '{"base_model_name_or_path": "./nowhere"}'),
         ("kind", "config.json", '{"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}'),
     ):
         Path(name).mkdir()

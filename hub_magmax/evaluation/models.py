@@ -101,7 +101,8 @@ class Loading:
         """Return the base model with the weights that a task's adapter makes of it."""
         model = self._base(name)  # before its weights are read: a download is then in the cache
         with closing(open_source(self.recipe, self.lock.tasks[name])) as adapter:
-            tokenizer = self._tokenizer(adapter, place)
+            is_text = self.evaluator.processor_class == "AutoTokenizer"
+            tokenizer = _tokenizer_beside(adapter, place) if is_text else None
         model = model.with_weights(self._weights(name))
         return replace(model, name=place.name, processor=tokenizer or model.processor)
 
@@ -123,28 +124,51 @@ class Loading:
         ):
             base = with_base_names({"base_model": stored}, {"base_model": self.lock.base_model})["base_model"]
             tied = TiedSource(base, self.lock.base_model.ties or {})
-            weights = _read(AdapterSource(tied, adapter, _merged_places(self.lock)))
-            tokenizer = self._tokenizer(adapter, place)
-        model = model.with_weights(weights)
-        return replace(model, name=place.name, processor=tokenizer or model.processor)
+            return with_adapter(model, tied, adapter, place, _merged_places(self.lock))
 
-    def _tokenizer(self, adapter: FileSource, place: ModelPlace) -> object | None:
-        """Return the tokenizer that lies beside an adapter, which may know added tokens; None without one."""
-        if self.evaluator.processor_class != "AutoTokenizer" or _TOKENIZER_CONFIG not in adapter.sizes:
-            return None
-        from transformers import AutoTokenizer
 
-        try:
-            here = copied_from_hub(place)
-            tokenizer: object = AutoTokenizer.from_pretrained(here.name, **here.options)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().split("\n")[0][:300]
-            raise EvaluationError(
-                f"the tokenizer beside the adapter cannot be loaded ({reason})",
-                where=place.name,
-                hint="Save the tokenizer again, or take its files out of the adapter's folder.",
-            ) from error
-        return tokenizer
+def with_adapter(
+    model: LoadedModel,
+    base: TensorSource,
+    adapter: FileSource,
+    place: ModelPlace,
+    places: Mapping[str, str] | None = None,
+) -> LoadedModel:
+    """Return a base model with the weights that an adapter makes of it, and the tokenizer beside the adapter.
+
+    Args:
+        model: The base model.
+        base: Its weights.
+        adapter: To add.
+        place: Of the adapter.
+        places: Where the adapter's layers are in the base model's files, as `find_places` returns it.
+
+    Raises:
+        CheckpointError, MismatchError: If the adapter does not fit.
+        EvaluationError: If the tokenizer cannot be loaded.
+    """
+    tokenizer = _tokenizer_beside(adapter, place) if hasattr(model.processor, "get_vocab") else None
+    changed = model.with_weights(_read(AdapterSource(base, adapter, places)))
+    return replace(changed, name=place.name, processor=tokenizer or model.processor)
+
+
+def _tokenizer_beside(adapter: FileSource, place: ModelPlace) -> object | None:
+    """Return the tokenizer that lies beside an adapter, which may know added tokens; None without one."""
+    if _TOKENIZER_CONFIG not in adapter.sizes:
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        here = copied_from_hub(place)
+        tokenizer: object = AutoTokenizer.from_pretrained(here.name, **here.options)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0][:300]
+        raise EvaluationError(
+            f"the tokenizer beside the adapter cannot be loaded ({reason})",
+            where=place.name,
+            hint="Save the tokenizer again, or take its files out of the adapter's folder.",
+        ) from error
+    return tokenizer
 
 
 def _read(source: TensorSource) -> dict[str, Tensor]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, ROUTER_NAME, ROUTER_WEIGHTS_NAME
 from hub_magmax.checkpoints.needed_files import needed_files
 from hub_magmax.checkpoints.pinning import file_sha256, stored_lock
 from hub_magmax.checkpoints.side_files import is_tokenizer_file
@@ -31,32 +33,56 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
 @step("reading the model, for its sha256")
-def contents_of(source: FileSource | None, model: LoadedModel) -> dict[str, Any]:
+def contents_of(source: FileSource | None, model: LoadedModel, base: Based | None = None) -> dict[str, Any]:
     """Return digests of a model's parts; null where a part is not there, or not known.
 
     Args:
         source: Its files; None where these are not known. They tell the merge (`base`, `tasks`, `recipe`,
             `lock`) of a folder that hub_magmax wrote, and the sha256 of every file of `weights`,
-            `configuration` and `tokenizer`.
+            `configuration` and `tokenizer`, and of a `router` beside them.
+        base: Of an adapter, the base model whose weights and configuration these are then; `adapter` has the
+            sha256 of the adapter's own files.
         model: What was loaded. Looked at in memory are its tensors (`parameters`), its configuration
             (`network`), its settings of generation, its tokenizer or image processor (`processor`), its chat
             template and its quantisation.
     """
-    return {**_files(source), **_merge(source), **_loaded(model)}
+    if base is None or source is None:
+        return {**_files(source), "adapter": None, **_merge(source), **_loaded(model)}
+    files, merge = _files(base.source), _merge(source)
+    own = _files(source)
+    adapter = {**own["weights"], **own["configuration"], **own["tokenizer"]}
+    adapter |= _hashes(source, [ADAPTER_CONFIG_NAME])
+    pin = {"name": publishable(base.name), "commit": base.commit, "files": digest(files["weights"])}
+    named = merge["base"] or pin
+    return {**files, "router": own["router"], "adapter": adapter, **merge, "base": named, **_loaded(model)}
+
+
+@dataclass(frozen=True)
+class Based:
+    """The base model of an adapter in use: its name, its commit on the Hub, and its files."""
+
+    name: str
+    commit: str | None
+    source: FileSource
 
 
 def _files(source: FileSource | None) -> dict[str, Any]:
     if source is None:
-        return dict.fromkeys(("weights", "configuration", "tokenizer"))
+        return dict.fromkeys(("weights", "configuration", "tokenizer", "router"))
     beside = needed_files(source)
-    kinds = {
-        "weights": [shard.file for shard in source.index.shards],
-        "configuration": [p for p in beside if p.endswith(".json") and not is_tokenizer_file(p)],
-        "tokenizer": [path for path in beside if is_tokenizer_file(path)],
-    }
+    routers = [path for path in (ROUTER_NAME, ROUTER_WEIGHTS_NAME) if path in source.sizes]
     return {
-        kind: {path: f"sha256:{file_sha256(source, path)}" for path in paths} for kind, paths in kinds.items()
+        "weights": _hashes(source, [shard.file for shard in source.index.shards]),
+        "configuration": _hashes(
+            source, [p for p in beside if p.endswith(".json") and not is_tokenizer_file(p)]
+        ),
+        "tokenizer": _hashes(source, filter(is_tokenizer_file, beside)),
+        "router": _hashes(source, routers) or None,
     }
+
+
+def _hashes(source: FileSource, paths: Iterable[str]) -> dict[str, str]:
+    return {path: f"sha256:{file_sha256(source, path)}" for path in paths}
 
 
 def _merge(source: FileSource | None) -> dict[str, Any]:

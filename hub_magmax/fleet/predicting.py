@@ -14,13 +14,16 @@ from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.locations import Location, Pin, locate
 from hub_magmax.checkpoints.missing_folders import taken_for_repository
+from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.errors import ArgumentError, EvaluationError, HubMagmaxError
 from hub_magmax.evaluation.evaluators.classification import ImageClassification, TextClassification
 from hub_magmax.evaluation.evaluators.likelihoods import context_of
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.evaluators.prompts import Prompter
+from hub_magmax.evaluation.models import with_adapter
+from hub_magmax.fleet.adapted import base_of
 from hub_magmax.fleet.decision_record import Header
-from hub_magmax.fleet.model_contents import CUBLAS_WORKSPACE, contents_of, environment_of
+from hub_magmax.fleet.model_contents import CUBLAS_WORKSPACE, Based, contents_of, environment_of
 from hub_magmax.reporting.model_kind import ModelFiles, kind_of
 from hub_magmax.text import listed, without_secrets
 
@@ -151,7 +154,7 @@ def place_of(model: str) -> Location:
 def load_predictor(
     location: Location, written: str, decoding: Decoding | None = None, expected: str | None = None
 ) -> Predictor:
-    """Load a model that answers.
+    """Load a model that answers; an adapter over the base model that its configuration names.
 
     Args:
         location: From `place_of`.
@@ -161,17 +164,30 @@ def load_predictor(
 
     Raises:
         EvaluationError: If it is of another kind, or cannot be loaded.
-        SourceError: If it is not there.
+        SourceError: If it, or the base model of an adapter, is not there.
+        CheckpointError, MismatchError: If an adapter does not fit its base model.
     """
     with closing(location.open()) as source:
-        if ADAPTER_CONFIG_NAME in source.sizes:
-            raise _adapter_refused(written)
-        found = kind_of(ModelFiles(frozenset(source.sizes), stated_config(source)))
+        if ADAPTER_CONFIG_NAME not in source.sizes:
+            task = _task_of(source, written, expected)
+            loaded = load_model(location.model_place, *TASKS[task], "predictions")
+            return _predictor(task, loaded, location, written, decoding)
+        name, base = base_of(source)
+        with closing(base.open()) as below:
+            task = _task_of(below, name, expected)
+            loaded = load_model(base.model_place, *TASKS[task], "predictions", accepts_misnamed=True)
+            loaded = with_adapter(loaded, below, source, location.model_place)
+            based = Based(name, base.pin.commit, below)
+            return _predictor(task, loaded, location, written, decoding, based)
+
+
+def _task_of(source: FileSource, written: str, expected: str | None) -> str:
+    """Return of which task a model is, by its files."""
+    found = kind_of(ModelFiles(frozenset(source.sizes), stated_config(source)))
     task = next((task for task, (loader, _) in TASKS.items() if loader == found.loader), None)
     if task is None or expected not in (None, task):
         raise _other_kind(found.model_class or found.task, written, expected)
-    loaded = load_model(location.model_place, *TASKS[task], "predictions")
-    return _predictor(task, loaded, location, written, decoding)
+    return task
 
 
 def from_pipeline(pipeline: Any, decoding: Decoding | None = None) -> Predictor:
@@ -212,7 +228,12 @@ def _place_of(network: Any, written: str) -> Location | None:
 
 
 def _predictor(
-    task: str, loaded: LoadedModel, location: Location | None, written: str, decoding: Decoding | None
+    task: str,
+    loaded: LoadedModel,
+    location: Location | None,
+    written: str,
+    decoding: Decoding | None,
+    base: Based | None = None,
 ) -> Predictor:
     decoding = decoding or Decoding()
     _check_decoding(task, loaded, decoding)
@@ -222,7 +243,7 @@ def _predictor(
     if location is not None:
         pin, kind = location.pin, location.name
         with closing(location.open()) as source:
-            contents = contents_of(source, loaded)
+            contents = contents_of(source, loaded, base)
     place = {"place": without_secrets(written) or None, "kind": kind, **pin._asdict(), "task": task}
     settings = {GENERATION: decoding.to_dict(), TEXTS: {"truncation": True}}.get(task, {})
     settings |= {"batch_size": 1, "torch": dict(DETERMINISTIC)}
@@ -245,11 +266,10 @@ def _check_decoding(task: str, loaded: LoadedModel, decoding: Decoding) -> None:
 
 def _adapter_refused(where: str) -> EvaluationError:
     return EvaluationError(
-        "this is an adapter, whose base model is not pinned beside it",
+        "this is an adapter in memory, whose base model is not known",
         where=where,
         expected="a whole model",
-        hint="Merge it into whole weights, by a recipe of which it is the task or with PEFT's "
-        "merge_and_unload, and name that folder.",
+        hint="Name the adapter's folder instead: its adapter_config.json names the base model.",
     )
 
 

@@ -21,7 +21,7 @@ from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.text import ProgressBar, Report, number_of, shown, unseen
 
 #: Digests that are null where nothing is known of a model's files.
-_OF_FILES = {"weights", "configuration", "tokenizer", "base", "tasks", "recipe", "lock"}
+_OF_FILES = {"weights", "configuration", "tokenizer", "router", "adapter", "base", "tasks", "recipe", "lock"}
 
 #: Differences of models that a text shows.
 _MOST_SHOWN = 10
