@@ -12,7 +12,7 @@ from typing import Any
 
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.columns import check_names
-from hub_magmax.evaluation.data import local_file
+from hub_magmax.evaluation.data import SEPARATORS, local_file
 from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import (
     Evaluator,
@@ -133,8 +133,8 @@ def first_rows(path: Path) -> tuple[tuple[str, ...], list[Row]] | None:
 
 def _rows(path: Path) -> Iterator[Any]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        if path.suffix in (".csv", ".tsv"):
-            yield from csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        if path.suffix in SEPARATORS:
+            yield from csv.DictReader(file, delimiter=SEPARATORS[path.suffix])
         elif file.read(1) == "[":
             file.seek(0)
             if path.stat().st_size <= MAX_BYTES:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 #: Single files by ending, and the `datasets` reader for each.
 READERS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
+#: Separators of the values in files of rows.
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
 
 @step("pinning the data sets")
 def pin_datasets(recipe: Recipe, known: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
@@ -338,7 +341,7 @@ def _load(spec: Data, folder: Path) -> Dataset:
 
     path = _local_path(spec, folder)
     if path.is_file() and path.suffix in READERS:
-        separator: dict[str, Any] = {"sep": "\t"} if path.suffix == ".tsv" else {}
+        separator: dict[str, Any] = {"sep": SEPARATORS[path.suffix]} if path.suffix == ".tsv" else {}
         split = spec.split.replace(
             "test", "train", 1
         )  # a single file is one split, which datasets calls train

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.column_values import column_values
+from hub_magmax.evaluation.data import SEPARATORS
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, read_scores
 from hub_magmax.evaluation.tails import losses_of
 from hub_magmax.text import listed
@@ -53,7 +54,7 @@ def read_sample(place: str, column: str | None = None) -> TailSample:
     folder = Path(place).expanduser()
     if (folder / SCORES_NAME).is_file():
         return _losses(place, folder, column)
-    if folder.suffix in (".csv", ".tsv") and folder.is_file():
+    if folder.suffix in SEPARATORS and folder.is_file():
         _check_lines(folder, place)
     values = column_values(place, column, "test", "scores")
     try:
@@ -71,7 +72,7 @@ def _check_lines(path: Path, place: str) -> None:
     """Raise EvaluationError for a blank line, which readers pass over, and for a file without a head."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            rows = csv.reader(file, delimiter=SEPARATORS[path.suffix])
             head = next(rows, [])
             blank = next((rows.line_num for row in rows if not row), None)
     except (OSError, UnicodeDecodeError, csv.Error):
