@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from click.testing import CliRunner
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -16,11 +17,16 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import hub_magmax as hm
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.cli import main
-from hub_magmax.errors import NonFiniteError, OutputError, RecipeError
+from hub_magmax.errors import NonFiniteError, OutputError, RecipeError, SourceError
+from hub_magmax.evaluation.evaluators import Columns, make_evaluator
+from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.files import code_digest
+from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import parse_recipe
-from hub_magmax.training.order import ExampleOrder
+from hub_magmax.training.loop import Examples, Lessons
+from hub_magmax.training.order import ExampleOrder, Mixture
 from tests.families import yaml_text
 from tests.learners import CLASSES, TEXTS, training_recipe, write_learner
 
@@ -82,18 +88,46 @@ def stop():
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 3))
 def test_each_pass_has_every_example_once(num_examples, batch_size, seed):
-    order = ExampleOrder(num_examples, batch_size, seed)
-    steps = order.num_steps(3)
-    seen = [place for step in range(steps) for place in order.batch(step)]
+    order, steps = ExampleOrder(num_examples, seed), Mixture(batch_size).num_steps(3, num_examples)
+    ends = [(step * batch_size, (step + 1) * batch_size) for step in range(steps)]
+    seen = [place for start, end in ends for place in order.between(start, end)]
     assert len(seen) == steps * batch_size >= 3 * num_examples > (steps - 1) * batch_size
     for start in range(0, 3 * num_examples, num_examples):
         assert sorted(seen[start : start + num_examples]) == list(range(num_examples))
     # What a step sees does not depend on the steps before it.
-    assert ExampleOrder(num_examples, batch_size, seed).batch(steps - 1) == seen[-batch_size:]
+    assert ExampleOrder(num_examples, seed).between(*ends[-1]) == seen[-batch_size:]
 
 
 def test_epochs_are_rounded_up_to_steps():
-    assert [ExampleOrder(10, 4, 0).num_steps(epochs) for epochs in (0.1, 1, 2)] == [1, 3, 5]
+    assert [Mixture(4).num_steps(epochs, 10) for epochs in (0.1, 1, 2)] == [1, 3, 5]
+    assert Mixture(4, 0.5).num_steps(1, 10) == 5
+
+
+@given(st.integers(1, 40), st.floats(0, 0.99), st.integers(0, 50))
+def test_steps_have_one_size_and_the_share_of_the_capability(batch_size, share, step):
+    (own, aside), (start, kept) = (Mixture(batch_size, share).until(at) for at in (step + 1, step))
+    assert own + aside == batch_size * (step + 1) and own >= start and aside >= kept
+    assert aside <= share * batch_size * (step + 1) < aside + 1
+
+
+def test_examples_of_a_capability_keep_it(folder):
+    found = {}
+    for share in (0.01, 0.5):  # of 40 examples none are of the capability, and 20
+        training = {
+            "steps": 10,
+            "batch_size": 4,
+            "capability": {"data": {"dataset": "./a.jsonl"}, "share": share},
+        }
+        found[share] = finetune(folder, training).forgetting
+        for task in ("a", "b"):
+            shutil.rmtree(folder / task)
+    assert found[0.01].scores["a"]["a"] == found[0.5].scores["a"]["a"] == 1
+    assert found[0.01].scores["b"]["a"] < found[0.5].scores["b"]["a"]
+
+
+def test_a_checkpoint_that_is_not_there_yet_is_told_with_the_verb_that_makes_it(folder):
+    with pytest.raises(SourceError, match=r"hub-magmax finetune RECIPE makes it"):
+        hm.lock(parse_recipe(training_recipe(), folder=folder))
 
 
 @pytest.mark.parametrize("order", ["sequential", "from_base"])
@@ -216,7 +250,7 @@ def test_another_training_is_refused_where_one_was_begun(folder):
         finetune(folder, {"checkpoint_every": 2}, progress=stopping(3, stop))
     with (folder / "a.jsonl").open("a") as file:
         file.write('\n{"text": "more", "label": "odd"}')
-    with pytest.raises(OutputError, match=r"data, examples was 4, and is 5 now"):
+    with pytest.raises(OutputError, match=r"data, examples was \[4\], and is \[5\] now"):
         finetune(folder, {"checkpoint_every": 2})
 
 
@@ -264,6 +298,11 @@ REFUSED = {
         {},
         "the evaluator text-classification has no prompts",
     ),
+    "prompts of the capability": (
+        {"capability": {"data": {"dataset": "./a.jsonl", "prompt_column": "text"}, "share": 0.1}},
+        {},
+        "training.capability.data.prompt_column",
+    ),
     "hub": (
         {},
         {"tasks": [{"name": "a", "model": "me/a"}, {"name": "b", "model": "./b"}]},
@@ -309,3 +348,24 @@ def test_the_verb_trains_and_the_same_recipe_merges(folder, monkeypatch):
     assert written and not any(secret in content for secret in secrets for content in written)
     # The record of a task's training is about its weights, and no file of the merged model.
     assert not (folder / "merged" / "finetune_report.json").exists()
+
+
+def test_shares_of_processes_are_together_the_loss_of_one(learner):
+    place = ModelPlace(str(learner / "base"))
+    model = load_model(place, "AutoModelForSequenceClassification", "AutoTokenizer", "a test")
+    rows = [[{"text": text, "label": label} for text, label in TEXTS[task]] for task in "ab"]
+    parts = tuple(
+        Examples(Dataset.from_list(part), Columns(), ExampleOrder(4, seed)) for seed, part in enumerate(rows)
+    )
+    kind = make_evaluator("text-classification", {})
+    lessons = Lessons(kind, parts, Mixture(5, 0.3), 0)
+
+    def loss(step, rank, count):
+        batches, factor = lessons.encoded(model, step, Processes(rank, count))
+        return factor * sum(kind.losses(model, batch, 0.0).sum().item() for batch in batches)
+
+    for step in range(4):
+        shares = [loss(step, rank, 3) for rank in range(3)]
+        assert sum(shares) / 3 == pytest.approx(loss(step, 0, 1), abs=1e-5)
+    with pytest.raises(RecipeError, match=r"3 processes share a step of 2 examples"):
+        finetune(learner, {"batch_size": 2}, processes=Processes(0, 3))

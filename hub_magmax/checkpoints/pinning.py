@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from hub_magmax.checkpoints.recognition import refuse_parts, refuse_pointers
 from hub_magmax.checkpoints.side_files import ContentHashes, content_hashes, is_side_file, same_content
 from hub_magmax.checkpoints.source import FileSource, TensorSource
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.errors import CheckpointError, LockError
+from hub_magmax.errors import CheckpointError, LockError, SourceError
 from hub_magmax.files import os_errors
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockedFile, LockedSource, parse_lock
+from hub_magmax.recipe.model_names import expanded, is_there
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.training_checks import is_made_by_training
 from hub_magmax.text import step
 
 #: Languages or data sets that are kept of a card.
@@ -221,7 +223,7 @@ def lock_source(
         CheckpointError: If it is malformed, or no full checkpoint of a model; see `recognition`.
     """
     cache = cache or SourceCache()
-    with about_source(recipe, written):
+    with about_source(recipe, written), _untrained(recipe, written):
         named = locate(written, recipe.folder)
         with taken_for_repository(written, recipe.folder):
             location = named.pinned().trusting(recipe.trusted_roots)
@@ -230,6 +232,17 @@ def lock_source(
         if location.whole != location:
             found = replace(found, **card_facts(cache.open(location.whole)))
     return found
+
+
+@contextmanager
+def _untrained(recipe: Recipe, written: str) -> Iterator[None]:
+    """Say in an error about a checkpoint that is not there yet how it is made."""
+    try:
+        yield
+    except SourceError as error:
+        if is_made_by_training(recipe, written) and not is_there(recipe.folder / expanded(written)):
+            error.add_hint("The recipe has a `training` for it: hub-magmax finetune RECIPE makes it.")
+        raise
 
 
 def _describe(written: str, location: Location, source: FileSource, hash_files: bool) -> LockedSource:

@@ -7,13 +7,29 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hub_magmax.recipe.named import EvaluatorChoice
-from hub_magmax.recipe.values import MAX_PLACE_LENGTH, MAX_TASKS, Data, Number, Positive, Spec, TaskName
+from hub_magmax.recipe.values import (
+    MAX_PLACE_LENGTH,
+    MAX_TASKS,
+    Data,
+    Number,
+    Positive,
+    Share,
+    Spec,
+    TaskName,
+)
 
 
 class TrainingData(Data):
     """Examples that a task is trained on: by default the split `train`."""
 
     split: str = "train"
+
+
+class Capability(Spec):
+    """Examples of what the model shall keep, which take the place of a share of every step's examples."""
+
+    data: TrainingData
+    share: Share
 
 
 class Training(Spec):
@@ -25,10 +41,12 @@ class Training(Spec):
     `steps` of `batch_size` examples. AdamW's learning rate rises to `learning_rate` over the share `warmup`
     of the steps, and then follows `schedule`. `clip_norm` is the most that the norm of a gradient may be.
     `frozen` are globs over names of parameters that keep their values. Without `seed` it is the recipe's.
-    `checkpoint_every` is the number of steps after which an interrupted training can go on.
+    `checkpoint_every` is the number of steps after which an interrupted training can go on. `capability`
+    mixes examples against forgetting into those of every task.
     """
 
     data: Annotated[dict[TaskName, TrainingData], Field(min_length=1, max_length=MAX_TASKS)]
+    capability: Capability | None = None
     order: Literal["sequential", "from_base"] = "sequential"
     evaluator: EvaluatorChoice | None = None
     epochs: Positive | None = None

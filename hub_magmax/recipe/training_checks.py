@@ -36,6 +36,14 @@ def training_problems(recipe: Recipe) -> Iterator[Problem]:
         yield conflict(key, f"the evaluator {name} has no loss to train by", hint)
     for task, data in spec.data.items():
         yield from unread_prompts(name, ("training", "data", task), data)
+    if spec.capability is not None:
+        yield from unread_prompts(name, ("training", "capability", "data"), spec.capability.data)
+
+
+def is_made_by_training(recipe: Recipe, written: str) -> bool:
+    """Say whether `finetune` writes the checkpoint that the recipe calls `written`."""
+    trained = recipe.training.data if recipe.training else {}
+    return any(task.model == written and task.name in trained for task in recipe.tasks)
 
 
 def _place_problems(recipe: Recipe) -> Iterator[Problem]:

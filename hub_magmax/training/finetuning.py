@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -29,12 +30,15 @@ from hub_magmax.recipe.schema import Recipe, Task
 from hub_magmax.recipe.statistics_checks import is_local
 from hub_magmax.recipe.training import Training
 from hub_magmax.recipe.training_checks import training_evaluator
+from hub_magmax.recipe.values import Data
 from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 from hub_magmax.training.forgetting import Forgetting, Measuring, Row
 from hub_magmax.training.record import RECORD_NAME, TrainingRecord, check_same, in_parts, read_record
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from hub_magmax.training.loop import Lessons
 
 
 #: Values of `training` that decide no byte of a checkpoint.
@@ -121,16 +125,9 @@ def finetune(
             hint="Write training: {epochs: 3, data: {TASK: {dataset: ..., split: train}}}.",
         )
     school = _School(found, spec, processes or find_processes(report), report, progress)
-    missing = school.processes.first_decides(school.missing)
     with undisturbed():
         measuring = Measuring.find(found, school.processes, report)
-        examples = {task.name: school.examples(task) for task in found.tasks if task.name in missing}
-        made = tuple(
-            school.train(task, examples[task.name], measuring)
-            if task.name in missing
-            else school.present(task, measuring)
-            for task in found.tasks
-        )
+        made = school.made(measuring)
         forgetting = measuring.forgetting({one.task: one.scores for one in made}) if measuring else None
         return Finetuned(made, forgetting)
 
@@ -144,6 +141,19 @@ class _School:
     processes: Processes
     report: Report
     progress: ProgressBar
+
+    def made(self, measuring: Measuring | None) -> tuple[Trained, ...]:
+        """Train what is missing, all of whose examples are loaded first, and return all tasks."""
+        missing, kept = self.processes.first_decides(self.missing), self.spec.capability
+        specs = {name: self.spec.data[name] for name in self.recipe.task_names if name in missing}
+        examples = {name: self.examples(data) for name, data in specs.items()}
+        aside = [self.examples(kept.data)] if kept and missing else []
+        return tuple(
+            self.train(task, [examples[task.name], *aside], measuring)
+            if task.name in missing
+            else self.present(task, measuring)
+            for task in self.recipe.tasks
+        )
 
     def missing(self) -> frozenset[str]:
         """Return the tasks that have to be trained."""
@@ -216,35 +226,47 @@ class _School:
         choice = training_evaluator(self.recipe)
         return make_evaluator(choice.name, choice.options)
 
-    def examples(self, task: Task) -> Dataset:
-        return examples_for(self._evaluator, self.spec.data[task.name], self.recipe, {})
+    def examples(self, data: Data) -> Dataset:
+        """Load the examples of a task, or of the capability."""
+        return examples_for(self._evaluator, data, self.recipe, {})
 
-    def train(self, task: Task, rows: Dataset, measuring: Measuring | None) -> Trained:
-        """Train one task, and write its checkpoint."""
-        from hub_magmax.training.loop import Examples, frozen_parameters, train
-        from hub_magmax.training.order import ExampleOrder, seed_of
+    def _lessons(self, task: Task, rows: Sequence[Dataset]) -> Lessons:
+        """Return the examples of each step of a task, from those of the task and of the capability."""
+        from hub_magmax.training.loop import Examples, Lessons
+        from hub_magmax.training.order import ExampleOrder, Mixture, seed_of
+
+        kept, seed = self.spec.capability, seed_of(self.seed, f"task {task.name}")
+        specs = [self.spec.data[task.name], *([kept.data] if kept else [])]
+        parts = tuple(
+            Examples(found, columns_of(data), ExampleOrder(len(found), seed_of(seed, f"part {number}")))
+            for number, (found, data) in enumerate(zip(rows, specs, strict=True))
+        )
+        mixture = Mixture(self.spec.batch_size, kept.share if kept else 0.0)
+        return Lessons(self._evaluator, parts, mixture, seed)
+
+    def train(self, task: Task, rows: Sequence[Dataset], measuring: Measuring | None) -> Trained:
+        """Train one task on its own examples and those of the capability, and write its checkpoint."""
+        from hub_magmax.training.loop import frozen_parameters, train
         from hub_magmax.training.states import TrainingFolder
 
-        data, evaluator, folder = self.spec.data[task.name], self._evaluator, TrainingFolder(self._path(task))
-        order = ExampleOrder(len(rows), self.spec.batch_size, seed_of(self.seed, f"task {task.name}"))
-        num_steps = self.spec.steps or order.num_steps(self.spec.epochs or 1)
+        folder, lessons = TrainingFolder(self._path(task)), self._lessons(task, rows)
+        num_steps = self.spec.steps or lessons.mixture.num_steps(self.spec.epochs or 1, len(rows[0]))
         doing = f"training {task.name} for {number_of(num_steps, 'step')}, from {self._start(task)}"
         with step(doing, self.report):
             locked = lock_source(self.recipe, self._start(task), hash_files=True)
             record = self._record(task, locked, rows, num_steps)
             with folder.claimed(record) if self.processes.is_first else nullcontext():
-                model = self._model(locked, evaluator)
+                model = self._model(locked)
                 dtype = model.network.dtype
                 model.network.float()
                 frozen_parameters(model, self.spec.frozen)
-                examples = Examples(evaluator, rows, columns_of(data), order)
                 with (
-                    about_data(self.recipe, data),
+                    about_data(self.recipe, self.spec.data[task.name]),
                     opened(self.progress, num_steps, doing, "steps") as advance,
                 ):
                     losses = train(
                         model,
-                        examples,
+                        lessons,
                         self.spec,
                         num_steps,
                         folder,
@@ -267,14 +289,18 @@ class _School:
     def _told(self, task: Task) -> Report:
         return lambda line: self.report(f"{task.name}: {line}")
 
-    def _model(self, locked: LockedSource, evaluator: Evaluator) -> LoadedModel:
+    def _model(self, locked: LockedSource) -> LoadedModel:
+        evaluator = self._evaluator
         return load_model(self._place(locked), evaluator.model_class, evaluator.processor_class, "training")
 
     def _place(self, locked: LockedSource) -> ModelPlace:
         return location_of(locked, self.recipe.folder).model_place
 
-    def _record(self, task: Task, locked: LockedSource, rows: Dataset, num_steps: int) -> TrainingRecord:
-        known = {"examples": len(rows), "fingerprint": fingerprint(rows, rows.column_names)}
+    def _record(
+        self, task: Task, locked: LockedSource, rows: Sequence[Dataset], num_steps: int
+    ) -> TrainingRecord:
+        prints = [fingerprint(found, found.column_names) for found in rows]
+        known = {"examples": [len(found) for found in rows], "fingerprint": prints}
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         start = {file.path: file.sha256 for file in locked.files}
         run = {"steps": num_steps, "processes": self.processes.count, "precision": precision}

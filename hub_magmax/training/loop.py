@@ -21,7 +21,7 @@ from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.training import Training
 from hub_magmax.text import Report, nearest
-from hub_magmax.training.order import ExampleOrder, seed_of
+from hub_magmax.training.order import ExampleOrder, Mixture, seed_of
 from hub_magmax.training.states import TrainingFolder
 
 if TYPE_CHECKING:
@@ -35,28 +35,52 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 @dataclass(frozen=True)
 class Examples:
-    """Examples of a task, as its model reads them.
+    """Examples of one kind, in the order in which they are seen.
 
     Attributes:
-        evaluator: Encodes them, and gives each a loss.
         rows, columns: All examples, and their columns.
-        order: Which of them a step sees.
+        order: Which of them come when.
     """
 
-    evaluator: Evaluator
     rows: Dataset
     columns: Columns
     order: ExampleOrder
 
-    def encoded(self, model: LoadedModel, step: int, processes: Processes) -> tuple[Any, float]:
-        """Return this process's share of a step's examples, and by what its summed loss is multiplied.
+
+@dataclass(frozen=True)
+class Lessons:
+    """Examples of each step of a task, as its model reads them.
+
+    Attributes:
+        evaluator: Encodes them, and gives each a loss.
+        parts: Examples of the task, and of a capability if there are some.
+        mixture: How many of each a step has.
+        seed: Of dropout.
+    """
+
+    evaluator: Evaluator
+    parts: tuple[Examples, ...]
+    mixture: Mixture
+    seed: int
+
+    def encoded(self, model: LoadedModel, step: int, processes: Processes) -> tuple[list[Any], float]:
+        """Return this process's share of a step in batches, and by what its summed loss is multiplied.
 
         accelerate takes the mean of the processes' gradients, which is then that of all examples of the step.
         """
-        numbers = self.order.batch(step)
+        ends = zip(self.mixture.until(step), self.mixture.until(step + 1), strict=True)
+        numbers = [
+            (part, number)
+            for part, (start, end) in zip(self.parts, ends, strict=False)
+            for number in part.order.between(start, end)
+        ]
         own = numbers[processes.rank :: processes.count]
-        (batch,) = self.evaluator.encode(model, self.rows.select(own), self.columns, len(own))
-        return batch, processes.count / len(numbers)
+        batches: list[Any] = []
+        for part in self.parts:
+            if chosen := [number for other, number in own if other is part]:
+                rows = part.rows.select(chosen)
+                batches += self.evaluator.encode(model, rows, part.columns, len(chosen))
+        return batches, processes.count / len(numbers)
 
 
 class _Losses(nn.Module):
@@ -67,14 +91,15 @@ class _Losses(nn.Module):
         self.network, self._model, self._smoothing = model.network, model, smoothing
         self._losses: Any = evaluator.losses  # type: ignore[attr-defined]  # optional, and checked before
 
-    def forward(self, batch: Any, factor: float) -> Tensor:
-        loss: Tensor = self._losses(self._model, batch, self._smoothing).sum() * factor
-        return loss
+    def forward(self, batches: list[Any], factor: float) -> Tensor:
+        losses = [self._losses(self._model, batch, self._smoothing) for batch in batches]
+        total: Tensor = torch.cat(losses).sum() * factor
+        return total
 
 
 def train(
     model: LoadedModel,
-    examples: Examples,
+    lessons: Lessons,
     spec: Training,
     num_steps: int,
     folder: TrainingFolder,
@@ -86,7 +111,7 @@ def train(
 
     Args:
         model: In float32; what the recipe freezes is frozen.
-        examples: Of the task.
+        lessons: Examples of each step.
         spec: How to train.
         num_steps: Of the whole training.
         folder: Where states are kept.
@@ -101,7 +126,7 @@ def train(
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False, kwargs_handlers=[kwargs]
     )
-    network = _Losses(model, examples.evaluator, spec.label_smoothing)
+    network = _Losses(model, lessons.evaluator, spec.label_smoothing)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
     schedule = get_scheduler(_SCHEDULES[spec.schedule], optimizer, int(spec.warmup * num_steps), num_steps)
@@ -114,9 +139,9 @@ def train(
         advance(len(losses))
     for step in range(len(losses), num_steps):
         # Dropout depends on the step alone, whatever was drawn before.
-        torch.manual_seed(seed_of(examples.order.seed, f"step {step}, process {processes.rank}"))
-        batch, factor = examples.encoded(model, step, processes)
-        loss = network(batch, factor)
+        torch.manual_seed(seed_of(lessons.seed, f"step {step}, process {processes.rank}"))
+        batches, factor = lessons.encoded(model, step, processes)
+        loss = network(batches, factor)
         accelerator.backward(loss)
         if spec.clip_norm is not None:
             accelerator.clip_grad_norm_(trained, spec.clip_norm)
