@@ -137,8 +137,13 @@ def test_a_run_with_auto_makes_the_model_that_was_chosen(folder, tmp_path):
     output = {"path": str(tmp_path / "merged")}
     asked = recipe(folder, method="auto", output=output, preference={"weights": {"a": 1.0}},
                    compare={"tune": ROWS, "methods": ["average", "last_task"], "scaling": [1.0]})  # fmt: skip
-    done = run(asked)
+    lines: list[str] = []
+    done = run(asked, report=lines.append)
     assert done.plan.lock.method["name"] == "average"
+    (told,) = [line for line in lines if line.startswith("auto chose ")]
+    assert (
+        told.startswith("auto chose average, scaling 1, accuracy ") and "on 10 examples: the best of" in told
+    )
     assert read_lock(tmp_path / "merged" / "recipe.lock.json").chosen == done.plan.lock.chosen
 
 
