@@ -12,6 +12,7 @@ from hub_magmax.fleet.history import history
 from hub_magmax.hub import hub_api, hub_errors, retry
 from hub_magmax.pipeline import run
 from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.recipe.model_names import near_folder
 from tests.families import recipe_values, write_recipe
 from tests.test_cli import call
 
@@ -164,9 +165,9 @@ def test_misspelt_folder_is_told_as_one(tmp_path, monkeypatch, verb):
     assert code == 1 and "Did you mean" not in said, "like any name on the Hub"
 
 
-@pytest.mark.usefixtures("hub")
-def test_misspelt_folder_is_told_by_python_and_in_recipes(family, monkeypatch):
+def test_misspelt_folder_is_told_by_python_and_in_recipes(family, hub, monkeypatch):
     monkeypatch.chdir(family)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
     for load in (hm.Router.load, hm.verify, hm.canary):
         with pytest.raises(HubMagmaxError, match=r"there is no such folder.* Did you mean \./base\?"):
             load("bsae")
@@ -176,3 +177,16 @@ def test_misspelt_folder_is_told_by_python_and_in_recipes(family, monkeypatch):
     )
     code, _, said = call("lock", write_recipe(family, base_model="./bsae"))
     assert code == 1 and "there is no such folder" in said and "Did you mean ./base?" in said
+    for name in ("", ".", "@main"):
+        assert not near_folder(name, family), "nothing is near to no name"
+    hub.faults.add("/api/models/bsae*", "status", status=503)
+    code, _, said = call("lock", write_recipe(family, base_model="bsae"))
+    assert code == 1 and "Did you mean ./base?" in said and "or try again later" in said, "both may be meant"
+
+
+def test_what_is_wrong_with_data_that_is_there_is_not_taken_for_a_missing_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows.csv").write_text("loss\n")
+    code, _, said = call("tails", "rows.csv", "rows.csv")
+    assert code == 1 and "folder" not in said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hub_magmax.errors import EvaluationError, HubSettingError, PublishError, SourceError
 from hub_magmax.files import from_here
-from hub_magmax.recipe.model_names import is_folder, missing_folder, relative_path
+from hub_magmax.recipe.model_names import expanded, is_folder, is_there, missing_folder, relative_path
 
 
 @contextmanager
@@ -25,12 +25,14 @@ def taken_for_repository(written: str, folder: Path | None = None) -> Iterator[N
     except HubSettingError:  # of all that is on the Hub
         raise
     except (SourceError, PublishError, EvaluationError) as error:
-        if "://" in written:
+        if "://" in written or (folder is not None and is_there(folder / expanded(written))):
             raise
         is_known = type(error.__cause__).__name__ in ("GatedRepoError", "RevisionNotFoundError")
-        if folder is not None and not is_known and (meant := missing_folder(written, folder)):
+        is_elsewhere = is_folder(Path(written).absolute())
+        if folder and not is_known and not is_elsewhere and (meant := missing_folder(written, folder)):
             what = f"there is no such folder; as a repository: {error.what}"
-            raise type(error)(what, where=written, hint=meant) from error.__cause__
+            hint = f"{meant} {error.hint}".strip()
+            raise type(error)(what, where=written, hint=hint) from error.__cause__
         error.add_hint(_folder_of_name(written, folder, is_known=is_known))
         raise
 

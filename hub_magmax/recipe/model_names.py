@@ -97,6 +97,8 @@ def way_to_folder(written: str, folder: Path) -> str:
 def near_folder(written: str, folder: Path) -> str:
     """Return the folder that a misspelt path may mean, as it would be written; empty where none is near."""
     path = expanded(written.partition("@")[0])
+    if not path.parts:
+        return ""
     found = folder / path.anchor if path.anchor else folder
     for part in path.parts[1 if path.anchor else 0 :]:
         exists = part == ".." or is_folder(found / part)
