@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import hub_magmax as hm
 from hub_magmax.checkpoints.locations import ModelPlace
@@ -27,8 +27,9 @@ from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.training.loop import Examples, Lessons
 from hub_magmax.training.order import ExampleOrder, Mixture
-from tests.families import yaml_text
+from tests.families import recipe_values, yaml_text
 from tests.learners import CLASSES, TEXTS, training_recipe, write_learner
+from tests.tiny_llama import tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +215,36 @@ hub_magmax.finetune(sys.argv[1], progress=lambda *told: contextlib.nullcontext(a
     assert [path.name for path in (folder / "a.training").glob("step-*")] == ["step-000000004"]
     finetune(folder, {"checkpoint_every": 2})
     assert digests(folder) == digests(trained)
+
+
+def test_a_language_model_with_tied_embeddings_goes_on_to_the_same_bytes(tmp_path, caplog):
+    torch.manual_seed(0)
+    words = tokenizer(64)
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    words.save_pretrained(tmp_path / "base")
+    (tmp_path / "texts.jsonl").write_text('{"text": "a good film"}\n{"text": "an odd answer"}')
+    training = {
+        "data": {"a": {"dataset": "./texts.jsonl"}},
+        "steps": 5,
+        "batch_size": 2,
+        "checkpoint_every": 2,
+    }
+    training |= {"evaluator": "log-likelihood", "learning_rate": 0.01}
+
+    def made(name, **options):
+        values = recipe_values(("a",), tasks=[{"name": "a", "model": f"./{name}"}], training=training)
+        found = hm.finetune(parse_recipe(values, folder=tmp_path), **options)
+        return found.tasks[0].loss, (tmp_path / name / "model.safetensors").read_bytes()
+
+    loss, weights = made("whole")
+    with pytest.raises(Stopped):
+        made("stopped", progress=stopping(3, stop))
+    assert made("stopped") == (loss, weights) and loss[-1] < loss[0]
+    assert not caplog.records
 
 
 def test_what_is_there_is_not_trained_again(trained, tmp_path):

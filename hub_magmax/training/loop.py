@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -171,7 +172,13 @@ def _keep(
 ) -> None:
     """Write the state after the last step."""
     place = processes.first_decides(lambda: folder.writing(len(losses)))
-    accelerator.save_state(str(place))
+    noisy = logging.getLogger("accelerate.utils.other")
+    level = noisy.level
+    noisy.setLevel(logging.ERROR)  # it warns of tied weights, which a state holds once and loads well
+    try:
+        accelerator.save_state(str(place))
+    finally:
+        noisy.setLevel(level)
     processes.wait()
     processes.first_decides(lambda: folder.keep(place, losses))
 
