@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hub_magmax.studies import prefer as prefer
     from hub_magmax.studies import run_sites as run_sites
     from hub_magmax.studies import sweep as sweep
+    from hub_magmax.training.alternating import alternate as alternate
     from hub_magmax.training.finetuning import finetune as finetune
 
 __version__ = "0.1.0"
@@ -53,6 +54,7 @@ _HOMES = {
     "HubMagmaxError": "errors",
     "Recipe": "recipe.schema",
     "Router": "fleet.routing.router",
+    "alternate": "training.alternating",
     "apply": "fleet.applying",
     "canary": "fleet.canaries",
     "compare": "studies",

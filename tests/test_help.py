@@ -60,7 +60,12 @@ def family(tmp_path_factory):
     rows, others = {"dataset": "./rows.parquet"}, {"dataset": "./others.parquet"}
     values = classifier_recipe(
         evaluation={"evaluator": "image-classification", "tasks": {"a": rows, "b": others}},
-        training={"epochs": 1, "data": {"a": dict(rows), "b": dict(others)}},
+        training={
+            "epochs": 0.1,
+            "order": "from_base",
+            "data": {"a": dict(rows), "b": dict(others)},
+            "alternate": {"rounds": 1},
+        },
         compare={"tune": dict(rows), "report": dict(others), "methods": ["average"], "scaling": [1.0]},
         sweep={"budget": 3},
         output={"path": "merged"},

@@ -95,6 +95,20 @@ def test_lengths_and_factors_worked_by_hand(tmp_path):
     assert describe(made)["norms"]["tasks"]["b"] == {"length": 10.0, "factors": [0.6, 0.6]}
 
 
+def test_longer_vectors_are_clipped_to_the_mean_and_shorter_ones_stay(tmp_path):
+    rows = {"base": [0.0, 0.0], "a": [3.0, 4.0], "b": [0.0, 10.0], "c": [0.0, 0.0]}
+    for name, values in rows.items():
+        write_checkpoint(tmp_path / name, {"w": torch.tensor(values)})
+    made = accepted(
+        plan(recipe_of(tmp_path, "clipped", preference={"weights": {"a": 0.4, "b": 0.4, "c": 0.2}}))
+    )
+    # The mean length of those that have one is 7.5: a is shorter, and b counts 3/4 times.
+    assert made.lock.lengths.factors("w", made.lock.values) == (1.0, 0.75, 1.0)
+    merge(made)  # 0.5 · 3 (0.4 a + 0.4 · 0.75 b)
+    assert read_merged(tmp_path / "out")["w"].tolist() == pytest.approx([1.8, 2.4 + 4.5])
+    assert "task vectors of the model are clipped to their mean length" in explain(made)
+
+
 @pytest.mark.parametrize("norms", BOTH)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_merge_is_that_of_vectors_of_one_length(tmp_path, norms, dtype):

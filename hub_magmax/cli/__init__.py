@@ -15,6 +15,7 @@ from hub_magmax.text import nearest
 
 #: Each verb and the module of this package that holds its function, imported when the verb is used or listed.
 VERBS = {
+    "alternate": "alternating",
     "apply": "fleet",
     "canary": "fleet",
     "card": "evaluating",

@@ -203,7 +203,6 @@ def _elements(report: MergeReport) -> list[str]:
     return ["elements   " + ", ".join(f"{name} {share:.3f}" for name, share in shares.items())]
 
 
-# Complex only by count: what a run did, kind by kind.
 @verb
 @recipe_options
 @click.option("--push-anyway", is_flag=True, help="Push also if the model regressed on a guard.")
@@ -230,11 +229,9 @@ def run(
     """
     from hub_magmax.cli.recipe_and_lock import read_asked, say_outdated
     from hub_magmax.cli.sites import run_all, sites_of
-    from hub_magmax.files import from_here
     from hub_magmax.pipeline import destination_of
     from hub_magmax.pipeline import run as do_run
     from hub_magmax.processes import find_processes
-    from hub_magmax.reporting.headline import assessment_of
 
     if sites := sites_of(asked):
         return run_all(sites, to, in_spite_of, push_anyway=push_anyway, dry_run=dry_run)
@@ -256,17 +253,33 @@ def run(
     )
     if not processes.is_first:
         return Answer({}, "")
-    values = {"output": from_here(found.output_path), "report": json.loads(done.report.to_json())}
-    text = _summary(found, done.report, is_old=done.merged_before)
     if done.scores is not None:
         say_outdated(asked)
+    branch = destination.revision if destination else None
+    return answer_of_run(done, branch, push_anyway=push_anyway)
+
+
+def answer_of_run(done: Run, branch: str | None = None, *, push_anyway: bool = False) -> Answer:
+    """Return what a run did, in values and words; the exit code tells of guards that regressed.
+
+    Args:
+        done: The run.
+        branch: That it was pushed to; the default one if None.
+        push_anyway: Whether regressed guards were no matter.
+    """
+    from hub_magmax.files import from_here
+    from hub_magmax.reporting.headline import assessment_of
+
+    recipe = done.plan.recipe
+    values = {"output": from_here(recipe.output_path), "report": json.loads(done.report.to_json())}
+    text = _summary(recipe, done.report, is_old=done.merged_before)
+    if done.scores is not None:
         values["scores"] = json.loads(done.scores.to_json())
         values["assessment"] = assessment_of(done.scores, done.plan.lock)
         text = f"{_measured(done, done.scores)}\n{text}"
     if done.published is not None:
         from hub_magmax.publishing.addresses import pushed, pushed_values
 
-        branch = destination.revision if destination else None
         values["published"] = pushed_values(done.published, branch)
         text += f"\n{pushed(done.published, branch)}"
     has_regressed = any(guard.verdict == "regressed" for guard in done.guards) and not push_anyway

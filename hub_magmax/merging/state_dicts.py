@@ -54,7 +54,7 @@ def merge_state_dicts(
         method: A method's name, or its name with its options and `scaling`, as in a recipe. The scaling
             coefficient is part of the result, unlike that of `merge_tensors`.
         norms: Scale the task vectors to their mean length, of the whole model (`equal`) or of each tensor
-            (`equal-by-tensor`).
+            (`equal-by-tensor`), or cut those of the model that are longer (`clipped`).
         tensors: Rules as in a recipe, `{"match": "head.*", "take": "a"}` or
             `{"layers": [0, 8], "scaling": 0.5}`; the first that covers a tensor counts.
         dtype: Of the merged tensors: float64, float32, float16, bfloat16, or as they are in `base`.

@@ -6,11 +6,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.norms import BY_TENSOR
+from hub_magmax.recipe.norms import BY_TENSOR, CLIPPED
 from hub_magmax.text import listed, shown
 
-#: What has a common length, in words.
-_OF = {"equal": "of the model", BY_TENSOR: "of each tensor"}
+#: What is scaled to what, in words.
+_SCALED = {
+    "equal": "task vectors of the model are scaled to their mean length",
+    CLIPPED: "task vectors of the model are clipped to their mean length",
+    BY_TENSOR: "task vectors of each tensor are scaled to their mean length",
+}
 
 
 def described_norms(lock: Lock) -> dict[str, Any] | None:
@@ -31,7 +35,7 @@ def norm_rows(lock: Lock) -> tuple[str, ...]:
     found = described_norms(lock)
     if found is None:
         return ()
-    rows = [f"task vectors {_OF[found['norms']]} are scaled to their mean length, by preference"]
+    rows = [f"{_SCALED[found['norms']]}, by preference"]
     for task, values in found["tasks"].items():
         least, most = (f"{factor:.4g}" for factor in values["factors"])
         times = least if least == most else f"{least} to {most}"

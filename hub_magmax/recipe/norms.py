@@ -9,11 +9,15 @@ from typing import Literal
 
 from hub_magmax.recipe.merge_values import MergeValues
 
-#: What has a common length: the task vectors of the whole model, or those of each tensor.
-Norms = Literal["equal", "equal-by-tensor"]
+#: What has a common length: the task vectors of the whole model, those of them that are longer than the mean,
+#: or the task vectors of each tensor.
+Norms = Literal["equal", "clipped", "equal-by-tensor"]
 
 #: The one of each tensor.
 BY_TENSOR = "equal-by-tensor"
+
+#: The one of vectors that are longer than the mean.
+CLIPPED = "clipped"
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,8 @@ class Lengths:
 
         All get the mean of their lengths, weighted by the preference: by coefficients without their signs,
         and equally where the method ignores the preference. Tasks that do not count and vectors of length 0
-        have no part in it, and the factor 1; so has a task that counts alone.
+        have no part in it, and the factor 1; so has a task that counts alone, and under `clipped` each vector
+        that is no longer than the mean.
         """
         lengths, masses = self.of(tensor), _masses(values)
         counted = [task for task, length in enumerate(lengths) if length and masses[task]]
@@ -48,7 +53,10 @@ class Lengths:
             return (1.0,) * len(lengths)
         total = math.fsum(masses[task] * lengths[task] for task in counted)
         common = total / math.fsum(masses[task] for task in counted)
-        return tuple(common / length if task in counted else 1.0 for task, length in enumerate(lengths))
+        most = 1.0 if self.norms == CLIPPED else math.inf
+        return tuple(
+            min(common / length, most) if task in counted else 1.0 for task, length in enumerate(lengths)
+        )
 
 
 def _masses(values: MergeValues) -> list[float]:

@@ -260,8 +260,8 @@ class Site(Spec):
 class Recipe(Spec):
     """A checked recipe. `folder` is where its relative paths start.
 
-    `norms` scales the task vectors, of the model or of each tensor, to their mean length. `correction` maps
-    the merged model's representation towards those of the tasks' own models.
+    `norms` scales the task vectors, of the model or of each tensor, to their mean length, or clips them.
+    `correction` maps the merged model's representation towards those of the tasks' own models.
     `adapters` says what a LoRA adapter is added to: the base model (`each`, the default), or the checkpoint
     of the task before it (`sequence`). `layers` says of which blocks of which sources the output's blocks are
     made; by default they are the base model's. `token_rows` are globs over the tensors with a row per token,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from hub_magmax.recipe.alternation import Alternate
 from hub_magmax.recipe.named import EvaluatorChoice
 from hub_magmax.recipe.values import (
     MAX_PLACE_LENGTH,
@@ -42,7 +43,8 @@ class Training(Spec):
     of the steps, and then follows `schedule`. `clip_norm` is the most that the norm of a gradient may be.
     `frozen` are globs over names of parameters that keep their values. Without `seed` it is the recipe's.
     `checkpoint_every` is the number of steps after which an interrupted training can go on. `capability`
-    mixes examples against forgetting into those of every task.
+    mixes examples against forgetting into those of every task. `alternate` says how `hub-magmax alternate`
+    trains and merges in rounds.
     """
 
     data: Annotated[dict[TaskName, TrainingData], Field(min_length=1, max_length=MAX_TASKS)]
@@ -61,6 +63,7 @@ class Training(Spec):
     frozen: tuple[Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH)], ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    alternate: Alternate | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Training:
@@ -68,3 +71,9 @@ class Training(Spec):
             both = "epochs and steps both say" if self.steps else "nothing says"
             raise ValueError(f"{both} how long a task is trained; write either, such as epochs: 3")
         return self
+
+    @model_serializer(mode="wrap")
+    def _with_null(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keep the null of `clip_norm`, which says something else than no `clip_norm`."""
+        values: dict[str, Any] = handler(self)
+        return values | {"clip_norm": None} if self.clip_norm is None else values

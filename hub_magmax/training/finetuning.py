@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 #: Values of `training` that decide no byte of a checkpoint.
-_WITHOUT_EFFECT = ("data", "checkpoint_every", "evaluator")
+_WITHOUT_EFFECT = ("alternate", "data", "checkpoint_every", "evaluator")
 
 #: Packages whose versions can change the bytes of a checkpoint.
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "numpy")
