@@ -116,7 +116,10 @@ def test_rounds_of_the_weighted_average_are_federated_averaging(descent):
     for seed in seeds:
         total = {name: torch.zeros_like(value) for name, value in values.items()}
         for task, own in rows.items():
-            client, order = dict(values), ExampleOrder(len(own), seed_of(seed, f"task {task}"))
+            client, order = (
+                dict(values),
+                ExampleOrder(len(own), seed_of(seed_of(seed, f"task {task}"), "part 0")),
+            )
             for step in range(len(own) // 4):
                 gradient = oracle.gradient(
                     client, [own[place] for place in order.between(4 * step, 4 * step + 4)]
