@@ -32,7 +32,6 @@ def show(part: str, result: Result, *, write: bool) -> None:
 
 
 def write_pages() -> None:
-    """Write the pages from what is stored."""
     for path, text in pages(load()).items():
         path.write_text(text)
 
@@ -55,9 +54,8 @@ def with_result(results: Mapping[str, Result], part: str, result: Result) -> dic
 
 def pages(results: Mapping[str, Result]) -> dict[Path, str]:
     """Return the text of each page: another tool's times have one of their own."""
-    peers = {part: sizes for part, sizes in results.items() if part == "peers"}
     ours = {part: sizes for part, sizes in results.items() if part != "peers"}
-    return {PAGE: page(ours), PEERS_PAGE: page(peers, _PEERS_TITLE)}
+    return {PAGE: page(ours), PEERS_PAGE: page({"peers": results["peers"]}, _PEERS_TITLE)}
 
 
 def page(results: Mapping[str, Result], title: str | None = None) -> str:
