@@ -25,7 +25,7 @@ from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.files import code_digest
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import parse_recipe
-from hub_magmax.training.loop import Examples, Lessons
+from hub_magmax.training.loop import Examples, StepExamples
 from hub_magmax.training.order import ExampleOrder, Mixture
 from tests.families import recipe_values, yaml_text
 from tests.learners import CLASSES, TEXTS, training_recipe, write_learner
@@ -389,10 +389,10 @@ def test_shares_of_processes_are_together_the_loss_of_one(learner):
         Examples(Dataset.from_list(part), Columns(), ExampleOrder(4, seed)) for seed, part in enumerate(rows)
     )
     kind = make_evaluator("text-classification", {})
-    lessons = Lessons(kind, parts, Mixture(5, 0.3), 0)
+    step_examples = StepExamples(kind, parts, Mixture(5, 0.3), 0)
 
     def loss(step, rank, count):
-        batches, factor = lessons.encoded(model, step, Processes(rank, count))
+        batches, factor = step_examples.encoded(model, step, Processes(rank, count))
         return factor * sum(kind.losses(model, batch, 0.0).sum().item() for batch in batches)
 
     for step in range(4):

@@ -38,7 +38,7 @@ from hub_magmax.training.record import RECORD_NAME, TrainingRecord, check_same, 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hub_magmax.training.loop import Lessons
+    from hub_magmax.training.loop import StepExamples
 
 
 #: Values of `training` that decide no byte of a checkpoint.
@@ -124,16 +124,16 @@ def finetune(
             key=("training",),
             hint="Write training: {epochs: 3, data: {TASK: {dataset: ..., split: train}}}.",
         )
-    school = _School(found, spec, processes or find_processes(report), report, progress)
+    trainer = _TaskTrainer(found, spec, processes or find_processes(report), report, progress)
     with undisturbed():
-        measuring = Measuring.find(found, school.processes, report)
-        made = school.made(measuring)
+        measuring = Measuring.find(found, trainer.processes, report)
+        made = trainer.made(measuring)
         forgetting = measuring.forgetting({one.task: one.scores for one in made}) if measuring else None
         return Finetuned(made, forgetting)
 
 
 @dataclass(frozen=True)
-class _School:
+class _TaskTrainer:
     """Trains tasks of one recipe."""
 
     recipe: Recipe
@@ -230,9 +230,9 @@ class _School:
         """Load the examples of a task, or of the capability."""
         return examples_for(self._evaluator, data, self.recipe, {})
 
-    def _lessons(self, task: Task, rows: Sequence[Dataset]) -> Lessons:
+    def _step_examples(self, task: Task, rows: Sequence[Dataset]) -> StepExamples:
         """Return the examples of each step of a task, from those of the task and of the capability."""
-        from hub_magmax.training.loop import Examples, Lessons
+        from hub_magmax.training.loop import Examples, StepExamples
         from hub_magmax.training.order import ExampleOrder, Mixture, seed_of
 
         kept, seed = self.spec.capability, seed_of(self.seed, f"task {task.name}")
@@ -242,15 +242,15 @@ class _School:
             for number, (found, data) in enumerate(zip(rows, specs, strict=True))
         )
         mixture = Mixture(self.spec.batch_size, kept.share if kept else 0.0)
-        return Lessons(self._evaluator, parts, mixture, seed)
+        return StepExamples(self._evaluator, parts, mixture, seed)
 
     def train(self, task: Task, rows: Sequence[Dataset], measuring: Measuring | None) -> Trained:
         """Train one task on its own examples and those of the capability, and write its checkpoint."""
         from hub_magmax.training.loop import frozen_parameters, train
         from hub_magmax.training.states import TrainingFolder
 
-        folder, lessons = TrainingFolder(self._path(task)), self._lessons(task, rows)
-        num_steps = self.spec.steps or lessons.mixture.num_steps(self.spec.epochs or 1, len(rows[0]))
+        folder, step_examples = TrainingFolder(self._path(task)), self._step_examples(task, rows)
+        num_steps = self.spec.steps or step_examples.mixture.num_steps(self.spec.epochs or 1, len(rows[0]))
         doing = f"training {task.name} for {number_of(num_steps, 'step')}, from {self._start(task)}"
         with step(doing, self.report):
             locked = lock_source(self.recipe, self._start(task), hash_files=True)
@@ -266,7 +266,7 @@ class _School:
                 ):
                     losses = train(
                         model,
-                        lessons,
+                        step_examples,
                         self.spec,
                         num_steps,
                         folder,

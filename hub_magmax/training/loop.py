@@ -49,7 +49,7 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class StepExamples:
     """Examples of each step of a task, as its model reads them.
 
     Attributes:
@@ -100,7 +100,7 @@ class _Losses(nn.Module):
 
 def train(
     model: LoadedModel,
-    lessons: Lessons,
+    step_examples: StepExamples,
     spec: Training,
     num_steps: int,
     folder: TrainingFolder,
@@ -112,7 +112,7 @@ def train(
 
     Args:
         model: In float32; what the recipe freezes is frozen.
-        lessons: Examples of each step.
+        step_examples: Examples of each step.
         spec: How to train.
         num_steps: Of the whole training.
         folder: Where states are kept.
@@ -127,7 +127,7 @@ def train(
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False, kwargs_handlers=[kwargs]
     )
-    network = _Losses(model, lessons.evaluator, spec.label_smoothing)
+    network = _Losses(model, step_examples.evaluator, spec.label_smoothing)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
     schedule = get_scheduler(_SCHEDULES[spec.schedule], optimizer, int(spec.warmup * num_steps), num_steps)
@@ -140,8 +140,8 @@ def train(
         advance(len(losses))
     for step in range(len(losses), num_steps):
         # Dropout depends on the step alone, whatever was drawn before.
-        torch.manual_seed(seed_of(lessons.seed, f"step {step}, process {processes.rank}"))
-        batches, factor = lessons.encoded(model, step, processes)
+        torch.manual_seed(seed_of(step_examples.seed, f"step {step}, process {processes.rank}"))
+        batches, factor = step_examples.encoded(model, step, processes)
         loss = network(batches, factor)
         accelerator.backward(loss)
         if spec.clip_norm is not None:
