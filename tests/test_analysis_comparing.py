@@ -7,7 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from hub_magmax.analysis.candidates import Candidate
-from hub_magmax.analysis.comparing import comparable, compare, winning_recipe
+from hub_magmax.analysis.comparing import comparable, compare, comparison_rows, winning_recipe
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.intervals import paired_difference
@@ -76,6 +76,29 @@ def test_the_recipe_as_it_stands_wins_where_it_alone_is_best_and_is_written_as_i
     assert winning_recipe(asked, found).method.scaling == 0.7
     assert winning_recipe(asked, found).preference == asked.preference
     assert not any(t["is_recipe"] for t in compared(updated(asked, {"method": "auto"})).tried)
+
+
+def test_a_method_with_several_options_has_a_row_for_each_that_names_what_differs(folder):
+    ties = [{"name": "ties", "density": 0.2}, {"name": "ties", "density": 0.8}]
+    asked = parse_recipe(values(methods=["average", *ties], scaling=[1.0]), folder=folder)
+    found = compared(asked)
+    labels = [method.label for method in found.methods]
+    assert {*labels} == {"the recipe: average", "ties density 0.2", "ties density 0.8"}
+    for form in ("text", "csv", "latex"):
+        assert "ties density 0.2" in found.table(form) and "ties density 0.8" in found.table(form)
+    tried = json.loads(found.to_json())["tried"]
+    assert {t["label"]: t["options"]["density"] for t in tried if t["group"] != "average"} == {
+        "ties density 0.2": 0.2,
+        "ties density 0.8": 0.8,
+    }
+    drawn = [row.label for row in comparison_rows(found)]
+    assert [label for label in drawn if label.startswith("ties density 0.8, λ 1")]
+
+
+def test_the_recipe_names_the_options_in_which_it_differs_from_what_is_tried(folder):
+    spec = values(methods=[{"name": "ties", "density": 0.2}], scaling=[1.0])
+    found = compared(parse_recipe(spec | {"method": {"name": "ties", "density": 0.8}}, folder=folder))
+    assert {method.label for method in found.methods} == {"ties density 0.2", "the recipe: ties density 0.8"}
 
 
 def test_preferences_of_the_comparison_are_tried_too(folder):

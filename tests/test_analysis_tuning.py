@@ -61,8 +61,9 @@ def test_what_is_listed_is_tried_and_nothing_else_but_the_recipe_itself():
     # Without a list of coefficients the method's own is tried too: 1, which is among the usual ones.
     assert {(c.method["name"], c.method["scaling"]) for c in found[:-1]} == {("ties", s) for s in SCALINGS}
     everything = candidates(Compare(), Method(name="ties", density=0.3), {"recipe": (0.8, 0.2)})
-    assert everything[0].method["density"] == 0.3 and everything[0].label == "the recipe: ties"
-    assert {"average", "magmax", "ties"} <= {c.group for c in everything}
+    assert everything[0].method["density"] == 0.3
+    assert everything[0].label == "the recipe: ties density 0.3"
+    assert {"average", "magmax", "ties density 0.2", "ties density 0.3"} <= {c.group for c in everything}
 
 
 def test_equal_preferences_are_tried_once():

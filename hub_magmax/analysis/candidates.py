@@ -26,6 +26,7 @@ class Candidate:
         is_listed: The comparison tries it anyway, and not only since it is the recipe.
         title: What the model is, where it is a checkpoint.
         by_rules: The recipe's rules give tensors numbers of their own.
+        variant: Options that tell it from the same method with others, in words; empty where there is none.
     """
 
     method: Mapping[str, Any]
@@ -36,6 +37,7 @@ class Candidate:
     by_rules: bool = True
     is_listed: bool = True
     title: str = ""
+    variant: str = ""
 
     def same_as(self, other: Candidate) -> bool:
         """Say whether both give the same model."""
@@ -46,6 +48,11 @@ class Candidate:
         """How far the scaling coefficient is from the method's own, as the logarithm of their ratio."""
         ratio = self.method["scaling"] / (methods.get_method(self.method["name"]).scaling or math.inf)
         return abs(math.log(ratio)) if ratio > 0 else math.inf
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the method's options, by name, without its scaling coefficient."""
+        return {name: value for name, value in self.method.items() if name not in ("name", "scaling")}
 
     @property
     def label(self) -> str:
@@ -63,9 +70,14 @@ class Candidate:
         return self._name if self.is_listed else self.label
 
     @property
-    def _name(self) -> str:
+    def kind(self) -> str:
+        """Return the method, with its selection where it has one."""
         selection = self.method.get("selection")
         return f"{self.method['name']} {selection}" if selection else str(self.method["name"])
+
+    @property
+    def _name(self) -> str:
+        return f"{self.kind} {self.variant}" if self.variant else self.kind
 
 
 def base_model(num_tasks: int) -> Candidate:
@@ -112,7 +124,26 @@ def candidates(
         for candidate in _variants(method, compare, preferences):
             if not any(candidate.same_as(earlier) for earlier in found):
                 found.append(candidate)
-    return found if written.is_auto else _with_own(found, _as_written(written, compare, preferences))
+    own = None if written.is_auto else _as_written(written, compare, preferences)
+    return _told_apart(found if own is None else _with_own(found, own))
+
+
+def _told_apart(found: Sequence[Candidate]) -> list[Candidate]:
+    """Return candidates that say which options they have, where a method is tried with several."""
+    firsts = {one.kind: one.options for one in reversed(found)}
+    varied = {
+        (one.kind, name)
+        for one in found
+        for name in one.options
+        if one.options[name] != firsts[one.kind][name]
+    }
+
+    def variant(one: Candidate) -> str:
+        return ", ".join(
+            f"{name} {value}" for name, value in one.options.items() if (one.kind, name) in varied
+        )
+
+    return [replace(one, variant=variant(one)) for one in found]
 
 
 def _with_own(found: Sequence[Candidate], own: Candidate) -> list[Candidate]:

@@ -43,7 +43,7 @@ class Compared:
     """One method at its best.
 
     Attributes:
-        label: The method, with what tells it from its variants.
+        label: The method, with the options that tell it from others of its name.
         candidate: The scaling coefficient and the preference that did best on the tuning sample.
         tuned: Mean score on the tuning sample; too high by the choice that was made there.
         reported: On the other sample.
@@ -75,8 +75,8 @@ class Comparison(Tabular):
         base_model: The base model on the reporting sample.
         methods: Each method at its best, the highest reported score first.
         winner: Label of the method that did best on the tuning sample.
-        tried: Label, scaling coefficient, preference and mean tuning score of everything tried, with the
-            method that it was tuned with (`group`), and whether it is the recipe as it stands.
+        tried: Label, scaling coefficient, options, preference and mean tuning score of everything tried, with
+            the method that it was tuned with (`group`), and whether it is the recipe as it stands.
         unit: Of scores that are no shares.
     """
 
@@ -307,6 +307,7 @@ def _conclude(
                 "label": trial.candidate.label,
                 "group": trial.candidate.group,
                 "scaling": trial.candidate.method["scaling"],
+                "options": trial.candidate.options,
                 "preference": trial.candidate.preference,
                 "value": trial.value,
                 "merit": trial.margin,
