@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -8,14 +9,16 @@ from safetensors.torch import load_file, save_file
 
 from hub_magmax.errors import LockError, OutputError
 from hub_magmax.files import sha256_of
+from hub_magmax.fleet.checks import noted
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import read_report
-from hub_magmax.pipeline import plan
+from hub_magmax.pipeline import lock, plan
 from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import make_tensors, recipe_values, write_checkpoint, write_family, write_recipe
+from tests.test_cli import call
 
 _numbers = itertools.count()
 
@@ -106,6 +109,41 @@ def test_source_that_changed_is_named(family, merged):
     write_checkpoint(family / "b", make_tensors(5, shapes={"other": (2,)}))
     with pytest.raises(LockError, match=r"\./b"):
         rebuild(str(family / "merged"), folder=family)
+
+
+def verify_again(family):
+    """Return the exit codes of `verify --rebuild` and `fleet`, what the first said, and what was noted."""
+    code, _, said = call("verify", family / "merged", "--rebuild", "--from", family)
+    return code, call("fleet", family / "merged")[0], said, [check.result for check in noted()]
+
+
+def test_rebuild_from_a_folder_with_other_values_is_noted_as_failed_and_names_the_folders(family, merged):
+    assert verify_again(family)[:2] == (0, 0)
+    write_checkpoint(family / "b", make_tensors(5))
+    code, fleet, said, results = verify_again(family)
+    assert (code, fleet, results) == (1, 3, ["passed", "failed"])
+    assert "the lock pins ./base, ./a, ./b and ./c by headers alone" in said and "lock --hash" in said
+
+
+@pytest.mark.parametrize("change", [{"other": (2,)}, None])
+def test_rebuild_that_is_refused_is_not_noted_as_passed(change, family, merged):
+    if change is None:
+        shutil.rmtree(family / "b")
+    else:
+        write_checkpoint(family / "b", make_tensors(5, shapes=change))
+    code, fleet, _, results = verify_again(family)
+    # A folder that is not there says nothing of the model.
+    assert (code, fleet, results) == ((1, 0, []) if change is None else (1, 3, ["failed"]))
+
+
+def test_sources_whose_every_byte_is_pinned_are_not_named(family):
+    recipe = load_recipe(write_recipe(family))
+    merge(plan(recipe, lock(recipe, hash_files=True)))
+    name = min((family / "merged").glob("*.safetensors"))
+    save_file({key: value + 1 for key, value in load_file(name).items()}, name, metadata={"format": "pt"})
+    with pytest.raises(OutputError) as caught:
+        rebuild(str(family / "merged"), folder=family)
+    assert "headers" not in caught.value.hint
 
 
 def test_folder_that_no_merge_made_cannot_be_rebuilt(family):

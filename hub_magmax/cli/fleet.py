@@ -47,21 +47,19 @@ def verify(
       hub-magmax verify me/merged --rebuild
     """
     from hub_magmax.errors import OutputError, PublishError
-    from hub_magmax.fleet.checks import note
+    from hub_magmax.fleet.checks import note, noting_failures
     from hub_magmax.fleet.verifying import verify as do_verify
 
-    try:
+    with noting_failures("verify", model, revision, (OutputError, PublishError)):
         hashes = do_verify(model, revision=revision)
-    except (OutputError, PublishError):
-        note("verify", model, "failed", revision=revision)
-        raise
-    note("verify", model, "passed", revision=revision)
     lines = [f"{sha256}  {path}" for path, sha256 in hashes.items()]
     lines.append(f"{model}: {number_of(len(hashes), 'file')}, all as merged")
     if public_key is not None:
+        from hub_magmax.errors import SignatureError
         from hub_magmax.fleet.signing import check_signature
 
-        check_signature(model, public_key)
+        with noting_failures("verify", model, revision, (SignatureError,)):
+            check_signature(model, public_key)
         lines.append(f"{model}: signed by the owner of {public_key}")
     values: dict[str, Any] = {
         "sha256": hashes,
@@ -69,15 +67,17 @@ def verify(
         "signature_checked": public_key is not None,
     }
     if rebuild:
-        from hub_magmax.fleet.rebuilding import changed_data
+        from hub_magmax.fleet.rebuilding import DIFFERENT, changed_data
         from hub_magmax.fleet.rebuilding import rebuild as do_rebuild
 
-        again = do_rebuild(model, revision=revision, folder=folder)
+        with noting_failures("verify", model, revision, DIFFERENT):
+            again = do_rebuild(model, revision=revision, folder=folder)
         values["same_bytes"] = all(hashes.get(shard.file) == shard.sha256 for shard in again.shards)
         same = "every byte the same" if values["same_bytes"] else "the same but for last bits of few elements"
         lines.append(f"{model}: merged again from its sources, {same}")
         values["data_changed"] = changed = changed_data(model, revision=revision, folder=folder)
         lines += [f"{name}: no longer the data that was locked, so scores may differ" for name in changed]
+    note("verify", model, "passed", revision=revision)
     return Answer(values, "\n".join(lines))
 
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,6 +77,23 @@ def note(kind: Kind, model: str, result: Result, *, revision: str | None = None,
             file.write(f"{line}\n")  # one write, which other processes do not break into
     except (OSError, HubMagmaxError) as error:
         LOG.warning("this check is not noted in %s (%s)", path, error)
+
+
+@contextlib.contextmanager
+def noting_failures(
+    kind: Kind, model: str, revision: str | None, failures: tuple[type[HubMagmaxError], ...]
+) -> Iterator[None]:
+    """Note that a check failed where its block raises one of `failures`; of other errors nothing is noted.
+
+    Args:
+        kind, model, revision: As `note` takes them.
+        failures: Errors that say something of the model. The others say that it could not be checked.
+    """
+    try:
+        yield
+    except failures:
+        note(kind, model, "failed", revision=revision)
+        raise
 
 
 def noted() -> tuple[Check, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +16,15 @@ from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import file_sha256, read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.storage.local import LocalSource
-from hub_magmax.errors import OutputError, SourceError
+from hub_magmax.errors import (
+    CheckpointError,
+    LockError,
+    MismatchError,
+    OutputError,
+    PublishError,
+    RecipeError,
+    SourceError,
+)
 from hub_magmax.evaluation.data import changed_local_data
 from hub_magmax.fleet.verifying import recipe_and_lock
 from hub_magmax.merging.execution import merge
@@ -27,7 +35,13 @@ from hub_magmax.planning.headers import plan_from_headers
 from hub_magmax.planning.plan import Plan
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock
+from hub_magmax.recipe.matching import pinned_by_headers
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
+from hub_magmax.text import listed
+
+#: Errors of `rebuild` that say that the model does not come out of its recipe and lock. Others (a source that
+#: is not there, a missing package, too little memory) say that it could not be merged again.
+DIFFERENT = (OutputError, PublishError, LockError, RecipeError, CheckpointError, MismatchError)
 
 _CHANGED = "The model was changed after the merge, or another version of the software made it."
 
@@ -66,12 +80,27 @@ def rebuild(model: str, *, revision: str | None = None, folder: Path | None = No
         planned = plan_again(recipe.model_copy(update={"trusted_links": (temporary.anchor,)}), locked)
         report = merge(planned, temporary / "model")
         again = stack.enter_context(closing(LocalSource(temporary / "model", f"{stored.label} rebuilt")))
-        if recipe.output.is_selection:
-            _compare_selections(stored, again)
-        else:
-            _compare(stored, again, is_portable=locked.is_portable)
+        with _naming_unsure_sources(locked):
+            if recipe.output.is_selection:
+                _compare_selections(stored, again)
+            else:
+                _compare(stored, again, is_portable=locked.is_portable)
         _compare_files(stored, again, report, is_portable=locked.is_portable)
     return report
+
+
+@contextmanager
+def _naming_unsure_sources(locked: Lock) -> Iterator[None]:
+    """Name the checkpoints that may have other values than those that were merged, where a tensor differs."""
+    try:
+        yield
+    except OutputError as error:
+        if unsure := pinned_by_headers(locked.every_file.values()):
+            error.add_hint(
+                f"Or a checkpoint in a folder was changed since the merge: the lock pins {listed(unsure)} by "
+                "headers alone. `hub-magmax lock --hash` before a merge pins every byte."
+            )
+        raise
 
 
 def plan_again(recipe: Recipe, locked: Lock) -> Plan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -248,3 +249,14 @@ def _layers_fit(recipe: Recipe, locked: Lock) -> bool:
 def preference_digest(recipe: Recipe) -> str:
     """Return the digest of the recipe's preference as written."""
     return digest(recipe.to_dict().get("preference"))
+
+
+def pinned_by_headers(sources: Iterable[LockedSource]) -> list[str]:
+    """Return the names of sources whose weights a lock pins by headers and sizes alone.
+
+    They are folders, locked without `--hash`: other values of the same names and shapes pass for them.
+    """
+    found = (source for source in sources if source.commit is None)
+    return [
+        *dict.fromkeys(source.label for source in found if any(file.sha256 is None for file in source.files))
+    ]
