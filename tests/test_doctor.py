@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import socket
 import time
@@ -33,6 +34,8 @@ def test_doctor_shows_everything_in_one_screen_and_never_the_token(hub, monkeypa
     found = json.loads(text)
     assert code == 0 and not any(condition["problem"] for condition in found.values())
     assert found["token"]["user"] == "dana"
+    if found["loops"]["kept"] < found["loops"]["all"]:  # the range, and of all together
+        assert re.search(r"2 to 60 s each,\s+up to 2 minutes in all", out)
     assert found["memory"]["free_bytes"] > 0 and found["output"]["free_bytes"] > 0
     assert found["versions"]["torch"] and found["loops"]["all"] > 10
     assert hub.add_user("dana") not in out + text

@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Llam
 import hub_magmax as hm
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.cli import main
-from hub_magmax.errors import NonFiniteError, OutputError, RecipeError, SourceError
+from hub_magmax.errors import NonFiniteError, OutputError, RecipeError
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.files import code_digest
@@ -126,9 +126,13 @@ def test_examples_of_a_capability_keep_it(folder):
     assert found[0.01].scores["b"]["a"] < found[0.5].scores["b"]["a"]
 
 
-def test_a_checkpoint_that_is_not_there_yet_is_told_with_the_verb_that_makes_it(folder):
-    with pytest.raises(SourceError, match=r"hub-magmax finetune RECIPE makes it"):
-        hm.lock(parse_recipe(training_recipe(), folder=folder))
+@pytest.mark.parametrize("verb", (["lock"], ["plan"], ["run"], ["run", "--dry-run"]), ids=" ".join)
+def test_a_checkpoint_that_is_not_there_yet_is_told_with_the_verb_that_makes_it(folder, monkeypatch, verb):
+    monkeypatch.chdir(folder)
+    (folder / "recipe.yaml").write_text(yaml_text(training_recipe()))
+    done = CliRunner().invoke(main, [verb[0], "recipe.yaml", *verb[1:]])
+    assert done.exit_code == 1 and "hub-magmax finetune RECIPE makes it" in done.stderr
+    assert "Check the path" not in done.stderr
 
 
 @pytest.mark.parametrize("order", ["sequential", "from_base"])

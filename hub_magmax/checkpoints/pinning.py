@@ -236,11 +236,12 @@ def lock_source(
 
 @contextmanager
 def _untrained(recipe: Recipe, written: str) -> Iterator[None]:
-    """Say in an error about a checkpoint that is not there yet how it is made."""
+    """Say in an error about a checkpoint that is not there yet how it is made, in place of other advice."""
     try:
         yield
     except SourceError as error:
         if is_made_by_training(recipe, written) and not is_there(recipe.folder / expanded(written)):
+            error.take_from_hints(error.hint)
             error.add_hint("The recipe has a `training` for it: hub-magmax finetune RECIPE makes it.")
         raise
 

@@ -337,7 +337,8 @@ def _loops() -> Condition:
     folders = [str(folder) for folder in cache.folders() if _is_writable(folder)]
     facts = {"kept": kept, "all": len(loops), "folder": folders[0] if folders else None}
     text = f"{kept} of {len(loops)} kinds are compiled and kept"
-    text += "; others take 2 to 15 s each, when a merge first needs them" if kept < len(loops) else ""
+    if kept < len(loops):
+        text += "; others when a merge first needs them: 2 to 60 s each, up to 2 minutes in all"
     text += "" if folders else "; no folder can keep them, so every process compiles (set XDG_CACHE_HOME)"
     return Condition("loops", text, facts)
 
