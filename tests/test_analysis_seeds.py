@@ -68,6 +68,9 @@ def test_a_comparison_averages_what_draws_and_runs_the_rest_once(folder):
     mean = statistics.mean(rows["random_mix"].by_seed.values())
     assert rows["random_mix"].reported.value == pytest.approx(mean)
     assert rows["random_mix"].deviation == statistics.stdev(rows["random_mix"].by_seed.values())
+    assert all(row.reported.low <= row.reported.value <= row.reported.high for row in found.methods)
+    (other,) = (row.to_winner for row in found.methods if row.to_winner is not None)
+    assert other.mean != 0 and (other.gained, other.lost) == (None, None)
 
 
 def test_without_seeds_the_recipe_keeps_its_digest(folder):

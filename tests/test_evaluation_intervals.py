@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp, wilcoxon
 
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.intervals import bootstrap_means, mean_interval, paired_difference, resampled_ranks
+from hub_magmax.evaluation.intervals import (
+    bootstrap_means,
+    mean_interval,
+    paired_difference,
+    resampled_ranks,
+    wilson_interval,
+)
 
 
 def test_mcnemar_by_hand():
@@ -70,6 +76,22 @@ def test_shares_have_wilsons_interval_and_other_means_students():
     values = [-1.5, -0.2, -3.0, -0.9]
     interval = ttest_1samp(values, 0).confidence_interval(0.95)
     assert mean_interval(values, is_share=False) == pytest.approx((interval.low, interval.high))
+
+
+def test_a_mean_over_seeds_has_the_interval_of_its_own_value():
+    # Of 40 answers 32 are right with either seed, and one with one of two: 32.5. Both ends solve Wilson's
+    # equation: a share p lies 1.96 of its standard errors, sqrt(p (1 - p) / 40), from the measured .8125.
+    low, high = mean_interval([1.0] * 32 + [0.5] + [0.0] * 7, is_share=True)
+    for end in (low, high):
+        assert abs(0.8125 - end) == pytest.approx(1.959964 * math.sqrt(end * (1 - end) / 40), rel=1e-6)
+    assert low < 0.8125 < high
+
+
+@given(st.integers(1, 500), st.data())
+def test_whole_counts_have_the_interval_of_scipy_bit_for_bit(trials, data):
+    successes = data.draw(st.integers(0, trials))
+    wanted = binomtest(successes, trials).proportion_ci(0.95, "wilson")
+    assert wilson_interval(successes, trials) == (wanted.low, wanted.high)
 
 
 def test_a_single_value_has_no_spread():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,16 +280,13 @@ def _conclude(
     seed: int,
 ) -> Comparison:
     won = winner.candidate.label
-    best_scores = [outcome.score for outcome in reported[won].outcomes]
     rows = [
         Compared(
             label,
             trial.candidate,
             finalists[label].value,
             make_score(label, "report", trial.outcomes, is_share=evaluator.is_share),
-            None
-            if label == won
-            else paired_difference([o.score for o in trial.outcomes], best_scores, seed=seed),
+            None if label == won else _difference(trial, reported[won], seed),
             trial.by_seed,
         )
         for label, trial in reported.items()
@@ -298,7 +295,7 @@ def _conclude(
         evaluator.metric,
         evaluator.is_share,
         len(winner.outcomes),
-        len(best_scores),
+        len(reported[won].outcomes),
         make_score("base_model", "report", base.outcomes, is_share=evaluator.is_share),
         tuple(sorted(rows, key=lambda row: -row.reported.value)),
         won,
@@ -317,6 +314,13 @@ def _conclude(
         ),
         unit_of(evaluator),
     )
+
+
+def _difference(trial: Trial, winner: Trial, seed: int) -> Difference:
+    """Return the difference to the winner; counts of examples would not add up to one of means over seeds."""
+    found = paired_difference(*([o.score for o in one.outcomes] for one in (trial, winner)), seed=seed)
+    is_mean = max(len(trial.draws), len(winner.draws)) > 1
+    return replace(found, gained=None, lost=None) if is_mean and not found.is_identical else found
 
 
 def _to_winner(found: Difference) -> Shown:

@@ -25,11 +25,22 @@ PERCENTILES = (2.5, 97.5)
 
 
 def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of a share, within [0, 1]."""
-    from scipy.stats import binomtest
+    """Return the 95 % Wilson score interval of a share, within [0, 1] and around the share.
 
-    interval = binomtest(round(successes), trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+    Args:
+        successes: From 0 to `trials`; no whole number where outcomes are means over seeds.
+        trials: At least 1.
+
+    Source: Newcombe (Statistics in Medicine 17, 1998), method 3.
+    """
+    from scipy.special import ndtri
+
+    z, share = float(ndtri(0.975)), successes / trials
+    width = 2 * (trials + z**2)
+    centre = (2 * trials * share + z**2) / width
+    half = z / width * math.sqrt(4 * trials * share * (1 - share) + z**2)
+    low = 0.0 if successes == 0 else centre - half
+    return low, 1.0 if successes == trials else centre + half
 
 
 def mean_interval(values: Sequence[float], *, is_share: bool) -> tuple[float, float]:
@@ -37,7 +48,7 @@ def mean_interval(values: Sequence[float], *, is_share: bool) -> tuple[float, fl
 
     Args:
         values: At least one; at least two unless they are shares.
-        is_share: They are right or wrong answers: Wilson. Otherwise Student's t.
+        is_share: They are right or wrong answers, or their means over seeds: Wilson. Otherwise Student's t.
 
     Raises:
         EvaluationError: If a single value says nothing about how they spread.
@@ -99,7 +110,7 @@ class Difference:
         p_value: Of no difference, two-sided: McNemar's exact test for right and wrong answers,
             Wilcoxon's signed ranks for other scores.
         num_examples: How many examples both saw.
-        gained, lost: On how many the first scored higher, and lower.
+        gained, lost: On how many the first scored higher, and lower; None where scores are means over seeds.
     """
 
     mean: float
@@ -107,8 +118,8 @@ class Difference:
     high: float
     p_value: float
     num_examples: int
-    gained: int
-    lost: int
+    gained: int | None
+    lost: int | None
 
     @property
     def is_identical(self) -> bool:
