@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from PIL import Image
 from pyarrow import parquet
 from safetensors.torch import load_file, save_file
@@ -522,6 +523,33 @@ def test_merge_of_a_model_is_recorded_by_its_digests(here, hub):
     assert hm.replay("hub.jsonl").is_same  # by its commit
     assert not hm.replay("hub.jsonl", model="me/decided").is_same
     assert hm.replay("hub.jsonl", model="merged").is_same
+
+
+def forget_merge(repo, commit):
+    """Take what tells of the merge out of the local cache, as where an earlier version filled it."""
+    for name in ("recipe.yaml", "recipe.lock.json"):
+        Path(try_to_load_from_cache(repo, name, revision=commit)).unlink()
+
+
+def test_model_of_the_hub_is_replayed_from_the_cache_and_the_other_way_round(here, hub, monkeypatch):
+    recipe = parse_recipe(classifier_recipe(output={"path": "merged"}), folder=here)
+    run(recipe.model_copy(update={"evaluation": None}))
+    push(here / "merged", "me/decided-offline")
+    commit, image = hub.head("me/decided-offline"), Image.fromarray(np.full((8, 8, 3), 7, dtype=np.uint8))
+    record("me/decided-offline", [image], "online.jsonl")
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        found = hm.replay("online.jsonl")
+        assert found.is_same and not found.not_seen, "the cache has recipe and lock"
+        forget_merge("me/decided-offline", commit)
+        found = hm.replay("online.jsonl")
+        assert found.is_same and found.not_seen == ("base", "lock", "recipe", "tasks")
+        assert "no such file: base, lock, recipe and tasks" in found.text
+        record(f"me/decided-offline@{commit}", [image], "offline.jsonl")
+    found = hm.replay("offline.jsonl")
+    assert found.is_same and found.not_seen == ("base", "lock", "recipe", "tasks")
+    found = hm.replay("offline.jsonl", model="merged")
+    assert not found.is_same and not found.not_seen, "another place may hold another model"
 
 
 def test_router_beside_a_model_is_recorded_by_its_digests(here):

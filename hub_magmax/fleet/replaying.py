@@ -18,10 +18,16 @@ from hub_magmax.fleet.decision_record import TORN, Checked, Decision, Header, ch
 from hub_magmax.fleet.predicting import GENERATION, INPUT_COLUMNS, Decoding, load_predictor, place_of
 from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.text import ProgressBar, Report, number_of, shown, unseen
+from hub_magmax.text import ProgressBar, Report, listed, number_of, shown, unseen
 
 #: Digests that are null where nothing is known of a model's files.
 _OF_FILES = {"weights", "configuration", "tokenizer", "router", "adapter", "base", "tasks", "recipe", "lock"}
+
+#: Of these, what lies beside a model, or tells of the merge that made it; of an adapter, its own.
+_OF_MERGE = {"router", "recipe", "lock", "base", "tasks"}
+
+#: Of these, what the lock tells.
+_OF_LOCK = {"lock", "base", "tasks"}
 
 #: Differences of models that a text shows.
 _MOST_SHOWN = 10
@@ -59,6 +65,8 @@ class Replay:
         record: Its file.
         decisions, same: How many there are, and how many came out bit for bit.
         model: What the model is made of otherwise than recorded: digests.
+        not_seen: Digests that are not compared: model and commit are those of the record, and the local cache
+            had no such file when the model was recorded, or has none here.
         environment: Software, device, threads and settings otherwise than recorded; no fault by itself.
         first_line: Line of the first decision that came out otherwise; None where there is none.
         first: Its first value that did.
@@ -70,6 +78,7 @@ class Replay:
     decisions: int
     same: int
     model: tuple[Change, ...]
+    not_seen: tuple[str, ...]
     environment: tuple[Change, ...]
     first_line: int | None
     first: Change | None
@@ -103,10 +112,15 @@ class Replay:
                 yield f"{title}: {change.text}"
             if len(changes) > _MOST_SHOWN:
                 yield f"{title}: {len(changes) - _MOST_SHOWN} more, which --json lists"
-        if any(change.name == "threads" for change in self.environment):
-            yield "OMP_NUM_THREADS sets the number of threads"
+        yield from self._notes()
         if self.last is not None:
             yield f"sha256 of the last line: {self.last}"
+
+    def _notes(self) -> Iterator[str]:
+        if self.not_seen:
+            yield f"not compared, since the local cache has or had no such file: {listed(self.not_seen)}"
+        if any(change.name == "threads" for change in self.environment):
+            yield "OMP_NUM_THREADS sets the number of threads"
 
 
 @checked
@@ -189,6 +203,7 @@ class _Made:
         self._header = ""
         self._same = self._num = 0
         self._model_changes: dict[str, Change] = {}
+        self._not_seen: set[str] = set()
         self._environment: dict[str, Change] = {}
         self._first: tuple[int, Change] | None = None
 
@@ -234,6 +249,8 @@ class _Made:
             raise
         here = self._predictor.header
         compared = header.contents.keys() - (_OF_FILES if header.contents.get("weights") is None else set())
+        compared -= (not_seen := _not_seen(header, here))
+        self._not_seen |= not_seen
         for change in _changes(_part(header.contents, compared), _part(here.contents, compared)):
             self._model_changes.setdefault(change.name, change)
         for recorded, found in ((header.environment, here.environment), (header.settings, here.settings)):
@@ -247,12 +264,28 @@ class _Made:
             self._num,
             self._same,
             tuple(self._model_changes.values()),
+            tuple(sorted(self._not_seen)),
             tuple(self._environment.values()),
             line,
             first,
             self._found.last,
             self._found.torn_bytes,
         )
+
+
+def _not_seen(recorded: Header, here: Header) -> set[str]:
+    """Return which digests one side lacks though model and commit are the same, so that no file differs.
+
+    The local cache may hold a part of a commit's files, and a null does not tell this from a file that is not
+    there.
+    """
+    if not recorded.model.get("commit") or any(
+        recorded.model.get(key) != here.model.get(key) for key in Pin._fields
+    ):
+        return set()
+    one, other = recorded.contents, here.contents
+    found = {key for key in _OF_MERGE if (one.get(key) is None) != (other.get(key) is None)}
+    return found | _OF_LOCK if "lock" in found else found
 
 
 def _part(values: Mapping[str, Any], keys: Set[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME
 from hub_magmax.checkpoints.listing import split_part
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.checkpoints.needed_files import needed_files
@@ -17,8 +18,13 @@ from hub_magmax.checkpoints.storage.hub import open_hub, resolve_commit
 from hub_magmax.checkpoints.weight_files import weight_map
 from hub_magmax.errors import SourceError
 from hub_magmax.hub import hub_api, hub_errors, is_offline, is_passing, retry
-from hub_magmax.recipe.lockfile import LockedSource
+from hub_magmax.recipe.lockfile import LOCK_NAME, LockedSource
+from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.text import step
+
+#: Files that no library loads: the card, for the licence of a merge offline, and for records of decisions
+#: recipe, lock and router.
+_TOLD_OF = ("README.md", RECIPE_NAME, LOCK_NAME, ROUTER_NAME, ROUTER_WEIGHTS_NAME)
 
 #: Files that are downloaded side by side.
 _PARALLEL_DOWNLOADS = 4
@@ -58,8 +64,8 @@ def copied_from_hub(place: ModelPlace) -> ModelPlace:
 
 
 def _loaded_files(source: FileSource) -> list[str]:
-    """Return the files that loading the model reads, and its card: the licence, for a merge offline."""
-    beside = [p for p in source.sizes if p == "README.md" or p.endswith(".safetensors.index.json")]
+    """Return the files that loading the model reads, its indexes, and what is told of it."""
+    beside = [p for p in source.sizes if p in _TOLD_OF or p.endswith(".safetensors.index.json")]
     return [*dict.fromkeys([*needed_files(source), *beside, *weight_map(source.listing)])]
 
 
