@@ -1,10 +1,13 @@
 """Training of tasks' checkpoints: values by an oracle, order, resuming to the byte, refusals."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,17 +17,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import hub_magmax as hm
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.cli import main
-from hub_magmax.errors import NonFiniteError, OutputError, RecipeError
+from hub_magmax.errors import EvaluationError, NonFiniteError, OutputError, RecipeError
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.files import code_digest
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.training import finetuning
 from hub_magmax.training.loop import Examples, StepExamples
 from hub_magmax.training.order import ExampleOrder, Mixture
 from tests.families import recipe_values, yaml_text
@@ -320,6 +330,43 @@ def test_a_task_without_checkpoint_and_data_is_refused_before_anything_is_traine
     with pytest.raises(RecipeError, match=r"neither a checkpoint of b nor data to train it on"):
         finetune(folder, {"data": data})
     assert not (folder / "a").exists() and not (folder / "a.training").exists()
+
+
+def write_headless(folder, name):
+    """Write the body of the learner's base model, as an encoder is downloaded."""
+    AutoModel.from_pretrained(folder / "base").save_pretrained(folder / name)
+    AutoTokenizer.from_pretrained(folder / "base").save_pretrained(folder / name)
+
+
+def test_a_base_model_without_a_head_is_told_before_examples_are_loaded(folder):
+    write_headless(folder, "encoder")
+    data = {task: {"dataset": "./is-not-there.jsonl"} for task in "ab"}
+    with pytest.raises(EvaluationError, match=r"classifier\.bias and .* are not in its files") as told:
+        finetune(folder, {"data": data}, {"base_model": "./encoder"})
+    assert "docs/training.md" in told.value.hint and told.value.hint.startswith("Give the base model a head")
+
+
+def test_a_model_with_a_head_is_loaded_no_more_often_for_that(folder, monkeypatch):
+    loaded = []
+    real = finetuning.load_model
+    monkeypatch.setattr(
+        finetuning, "load_model", lambda place, *rest: loaded.append(place.name) or real(place, *rest)
+    )
+    finetune(folder, {"steps": 1})
+    assert len(loaded) == 2
+
+
+def test_the_guide_gives_a_base_model_its_head_and_trains_it(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    write_headless(folder, "minilm")
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    exec(compile(re.search(r"^```python\n(.*?)^```$", page, re.M | re.S)[1], "training.md", "exec"), {})
+    for name, rows in {"animals": ("cat", "dog"), "vehicles": ("bicycle", "car")}.items():
+        lines = "".join(json.dumps({"text": f"a {label}", "label": label}) + "\n" for label in rows)
+        for kind in ("", "-test"):
+            (folder / f"{name}{kind}.jsonl").write_text(lines)
+    (folder / "recipe.yaml").write_text(re.search(r"^```yaml\n(.*?)^```$", page, re.M | re.S)[1])
+    assert [one.task for one in hm.finetune("recipe.yaml").tasks] == ["animals", "vehicles"]
 
 
 REFUSED = {

@@ -27,7 +27,7 @@ from hub_magmax.evaluation.evaluators.loading import load_reader
 from hub_magmax.evaluation.evaluators.plugins import PluginEvaluator
 from hub_magmax.evaluation.scores import scores_for
 from hub_magmax.files import existing_parent, os_errors
-from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import format_bytes, step
 
@@ -210,15 +210,35 @@ def check_inputs(recipe: Recipe, lock: Lock, examples: Mapping[str, Any]) -> Non
             deque(evaluator.encode(reader, first, columns_of(data), NUM_READ), maxlen=0)
 
 
+def may_lack_head(model_class: str, locked: LockedSource) -> bool:
+    """Say whether a checkpoint states another class than that by which transformers would load it.
+
+    Args:
+        model_class: Class of transformers, such as AutoModelForSequenceClassification.
+        locked: A pinned checkpoint. One that states no class, or no type that is known, is trusted.
+    """
+    found = _classes(model_class, locked.model_type or "")
+    return bool(found and locked.architectures) and not {*locked.architectures} & {
+        one.__name__ for one in found or ()
+    }
+
+
 def _runs(make: Any, model_type: str) -> bool | None:
     """Say whether an evaluator's class of transformers has models of a type; None where it does not tell."""
+    found = _classes(getattr(make, "model_class", ""), model_type)
+    return None if found is None else bool(found)
+
+
+def _classes(model_class: str, model_type: str) -> tuple[type, ...] | None:
+    """Return the classes of a type of models behind an Auto class; None where it is unknown."""
     import transformers
 
-    mapping = getattr(getattr(transformers, getattr(make, "model_class", ""), None), "_model_mapping", None)
+    mapping = getattr(getattr(transformers, model_class, None), "_model_mapping", None)
     configs = transformers.CONFIG_MAPPING
     if mapping is None or model_type not in configs:
         return None
-    return configs[model_type] in mapping
+    found = mapping.get(configs[model_type], ())
+    return found if isinstance(found, tuple) else (found,)
 
 
 def evaluation_rows(recipe: Recipe, needs: Needs | None) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,13 @@ from hub_magmax.evaluation.columns import examples_for
 from hub_magmax.evaluation.data import fingerprint
 from hub_magmax.evaluation.data_keys import about_data
 from hub_magmax.evaluation.evaluators import Evaluator, columns_of, make_evaluator
-from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model, without_bars
+from hub_magmax.evaluation.evaluators.loading import (
+    LoadedModel,
+    MissingParametersError,
+    load_model,
+    without_bars,
+)
+from hub_magmax.evaluation.needs import may_lack_head
 from hub_magmax.files import from_here, os_errors, write_text
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.arguments import checked, opened
@@ -145,6 +151,7 @@ class _TaskTrainer:
     def made(self, measuring: Measuring | None) -> tuple[Trained, ...]:
         """Train what is missing, all of whose examples are loaded first, and return all tasks."""
         missing, kept = self.processes.first_decides(self.missing), self.spec.capability
+        self._check_starts(missing)
         specs = {name: self.spec.data[name] for name in self.recipe.task_names if name in missing}
         examples = {name: self.examples(data) for name, data in specs.items()}
         aside = [self.examples(kept.data)] if kept and missing else []
@@ -174,6 +181,16 @@ class _TaskTrainer:
                 hint="Start fewer processes, or give each step more examples.",
             )
         return frozenset(task.name for task in tasks)
+
+    def _check_starts(self, missing: frozenset[str]) -> None:
+        """Raise for a checkpoint to begin at that is not there, or lacks a head, before examples are read."""
+        made = {task.model for task in self.recipe.tasks if task.name in missing}
+        starts = dict.fromkeys(self._start(task) for task in self.recipe.tasks if task.name in missing)
+        for start in starts:
+            if start not in made:
+                locked = lock_source(self.recipe, start)
+                if may_lack_head(self._evaluator.model_class, locked):
+                    self._model(locked)
 
     def _path(self, task: Task) -> Path:
         return (self.recipe.folder / expanded(task.model)).absolute()
@@ -291,7 +308,16 @@ class _TaskTrainer:
 
     def _model(self, locked: LockedSource) -> LoadedModel:
         evaluator = self._evaluator
-        return load_model(self._place(locked), evaluator.model_class, evaluator.processor_class, "training")
+        classes = evaluator.model_class, evaluator.processor_class
+        try:
+            return load_model(self._place(locked), *classes, "training")
+        except MissingParametersError as error:
+            error.take_from_hints(error.hint)
+            error.add_hint(
+                "Give the base model a head for the classes of all tasks first, as docs/training.md shows "
+                'under "A head for the base model", or choose an evaluator that fits it.'
+            )
+            raise
 
     def _place(self, locked: LockedSource) -> ModelPlace:
         return location_of(locked, self.recipe.folder).model_place

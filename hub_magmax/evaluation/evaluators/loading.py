@@ -24,6 +24,10 @@ class MisnamedError(EvaluationError):
     """Weights of a checkpoint have other names than its model's, which would run on random ones."""
 
 
+class MissingParametersError(EvaluationError):
+    """Parameters of a model, such as its head, are not in its checkpoint, and would be drawn."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model that is ready to run.
@@ -232,9 +236,9 @@ def _refuse_misnamed(found: Mapping[str, Any], name: str) -> None:
 
 
 def _refuse_missing(found: Mapping[str, Any], name: str, purpose: str) -> None:
-    """Raise EvaluationError where parameters are not in the files, so that their values would be drawn."""
+    """Raise MissingParametersError where parameters are not in the files, and would be drawn."""
     if missing := sorted(found["missing_keys"]):
-        raise EvaluationError(
+        raise MissingParametersError(
             f"{listed(missing, 2)} {'are' if len(missing) > 1 else 'is'} not in its files, so that {purpose} "
             "would run on random ones",
             where=name,
