@@ -22,12 +22,17 @@ def train_on(path):
 
 def test_lock_on_request_holds_the_sha256_of_every_local_file(family):
     code, out, _ = call("lock", write_recipe(family), "--hash")
-    assert code == 0 and "wrote" in out
+    assert code == 0 and "wrote" in out and "header" not in out
     locked = read_lock(family / "recipe.lock.json")
     for name, source in locked.sources.items():
         folder = family / ("base" if name == "base_model" else name)
         for file in source.files:
             assert file.sha256 == hashlib.sha256((folder / file.path).read_bytes()).hexdigest()
+
+
+def test_lock_names_the_folders_that_it_pins_by_header_alone(family):
+    code, out, _ = call("lock", write_recipe(family))
+    assert code == 0 and "by header alone, not by values (--hash does that): ./base, ./a, ./b and ./c" in out
 
 
 def test_weights_changed_under_an_unchanged_header_are_seen_by_a_lock_with_hashes(family):

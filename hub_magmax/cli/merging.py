@@ -58,6 +58,8 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
     )
     from hub_magmax.errors import RecipeError
     from hub_magmax.pipeline import lock as make_lock
+    from hub_magmax.recipe.matching import pinned_by_headers
+    from hub_magmax.text import listed
 
     if keep and hash_files:
         raise RecipeError("--hash reads the checkpoints anew, and --keep does not", where="lock")
@@ -77,6 +79,8 @@ def lock(asked: RecipeOptions, out: Path | None, hash_files: bool, keep: bool) -
         locked = make_lock(found, hash_files=hash_files, report=say, progress=progress, journal=journal)
     path = write_lock(locked, target)
     lines = [f"{name}: {source.label}" for name, source in locked.every_source.items()]
+    if unsure := pinned_by_headers(locked.every_file.values()):
+        lines.append(f"pinned by header alone, not by values (--hash does that): {listed(unsure, 5)}")
     return Answer(json.loads(locked.to_json()), "\n".join([*lines, f"wrote {path}"]))
 
 

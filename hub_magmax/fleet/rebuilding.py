@@ -97,8 +97,8 @@ def _naming_unsure_sources(locked: Lock) -> Iterator[None]:
     except OutputError as error:
         if unsure := pinned_by_headers(locked.every_file.values()):
             error.add_hint(
-                f"Or a checkpoint in a folder was changed since the merge: the lock pins {listed(unsure)} by "
-                "headers alone. `hub-magmax lock --hash` before a merge pins every byte."
+                f"Or a checkpoint in a folder was changed since the merge: the lock pins {listed(unsure, 5)} "
+                "by headers alone. `hub-magmax lock --hash` before a merge pins every byte."
             )
         raise
 
