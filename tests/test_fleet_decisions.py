@@ -35,7 +35,8 @@ from hub_magmax.files import canonical_json, digest
 from hub_magmax.fleet.decision_inputs import digest_of, restored_input, stored_input
 from hub_magmax.fleet.decision_record import Decision, Header, check_record, open_record, read_decisions
 from hub_magmax.fleet.predicting import Decoding, deterministic
-from hub_magmax.pipeline import run
+from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import parse_recipe
 from tests.classifiers import classifier_recipe, write_classifiers
@@ -523,6 +524,38 @@ def test_merge_of_a_model_is_recorded_by_its_digests(here, hub):
     assert hm.replay("hub.jsonl").is_same  # by its commit
     assert not hm.replay("hub.jsonl", model="me/decided").is_same
     assert hm.replay("hub.jsonl", model="merged").is_same
+
+
+@pytest.mark.parametrize("hash_files", [False, True])
+def test_digests_of_sources_tell_them_apart_or_say_that_they_are_of_headers(hash_files, here):
+    recipe = parse_recipe(classifier_recipe(output={"path": "merged"}), folder=here)
+    merge(plan(recipe, lock(recipe, hash_files=hash_files)))
+    record("merged", [Image.fromarray(np.full((8, 8, 3), 7, dtype=np.uint8))])
+    contents = json.loads(lines()[0])["contents"]
+    digests = [source["files"] for source in (contents["base"], *contents["tasks"].values())]
+    found = hm.replay("decisions.jsonl")
+    assert found.is_same
+    if hash_files:
+        assert len({*digests}) == 3 and all(one.startswith("sha256:") for one in digests)
+        assert found.by_headers == () and "headers" not in found.text
+    else:
+        assert len({*digests}) == 1 and digests[0].startswith("header:")
+        assert found.by_headers == ("base", "a", "b")
+        assert "by the headers of their weights alone, not the values: base, a and b" in found.text
+
+
+def test_record_of_an_earlier_version_says_sha256_of_headers_and_is_the_same_model(here):
+    recipe = parse_recipe(classifier_recipe(output={"path": "merged"}), folder=here)
+    merge(plan(recipe, lock(recipe)))
+    record("merged", [Image.fromarray(np.full((8, 8, 3), 7, dtype=np.uint8))])
+    ((_, decision),) = decisions("decisions.jsonl")
+    (header,) = check_record(Path("decisions.jsonl")).headers.values()
+    old = json.loads(json.dumps(header.contents).replace("header:", "sha256:"))
+    older = replace(header, contents=old)
+    with open_record(Path("old.jsonl")) as writer:
+        writer.add(older)
+        writer.add(replace(decision, header=older.digest))
+    assert hm.replay("old.jsonl").is_same
 
 
 def forget_merge(repo, commit):

@@ -18,11 +18,15 @@ from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.software import software_used
 from hub_magmax.files import digest
 from hub_magmax.recipe.lockfile import LOCK_NAME, LockedSource
+from hub_magmax.recipe.matching import pinned_by_headers
 from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.text import publishable, step
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+#: Beginning of a digest of headers, in place of `sha256:`.
+HEADER = "header:"
 
 #: Values of configurations that tell of no model: where it was, and who wrote them.
 _ASIDE = ("_name_or_path", "transformers_version")
@@ -100,9 +104,15 @@ def _merge(source: FileSource | None) -> dict[str, Any]:
 
 
 def _pin(source: LockedSource) -> dict[str, Any]:
-    """Return a source's name, its commit, and a digest of what its lock says of the files of weights."""
-    files = [[file.path, file.size_bytes, file.header_sha256, file.sha256] for file in source.files]
-    return {"name": publishable(source.reference), "commit": source.commit, "files": digest(files)}
+    """Return a source's name, its commit, and a digest of what its lock says of the files of weights.
+
+    The digest begins with `header:` where the lock has no more than the headers: checkpoints with other
+    values have the same one.
+    """
+    files = digest([[file.path, file.size_bytes, file.header_sha256, file.sha256] for file in source.files])
+    if pinned_by_headers([source]):
+        files = HEADER + files.removeprefix("sha256:")
+    return {"name": publishable(source.reference), "commit": source.commit, "files": files}
 
 
 def _loaded(model: LoadedModel) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from hub_magmax.evaluation.column_values import column_values
 from hub_magmax.files import canonical_json, from_here
 from hub_magmax.fleet.decision_inputs import digest_of, restored_input
 from hub_magmax.fleet.decision_record import TORN, Checked, Decision, Header, check_record, read_decisions
+from hub_magmax.fleet.model_contents import HEADER
 from hub_magmax.fleet.predicting import GENERATION, INPUT_COLUMNS, Decoding, load_predictor, place_of
 from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.lockfile import LockedSource
@@ -28,6 +29,9 @@ _OF_MERGE = {"router", "recipe", "lock", "base", "tasks"}
 
 #: Of these, what the lock tells.
 _OF_LOCK = {"lock", "base", "tasks"}
+
+#: Beginnings of digests.
+_DIGESTS = ("sha256:", HEADER)
 
 #: Differences of models that a text shows.
 _MOST_SHOWN = 10
@@ -54,7 +58,7 @@ class Change:
 def _told(value: Any) -> str:
     if value is None:
         return "nothing"
-    return value[:23] + "…" if isinstance(value, str) and value.startswith("sha256:") else shown(value)
+    return value[:23] + "…" if isinstance(value, str) and value.startswith(_DIGESTS) else shown(value)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Replay:
         model: What the model is made of otherwise than recorded: digests.
         not_seen: Digests that are not compared: model and commit are those of the record, and the local cache
             had no such file when the model was recorded, or has none here.
+        by_headers: Sources of the merge of which the lock knows the headers alone, so that others with the
+            same names, dtypes and shapes pass for them.
         environment: Software, device, threads and settings otherwise than recorded; no fault by itself.
         first_line: Line of the first decision that came out otherwise; None where there is none.
         first: Its first value that did.
@@ -79,6 +85,7 @@ class Replay:
     same: int
     model: tuple[Change, ...]
     not_seen: tuple[str, ...]
+    by_headers: tuple[str, ...]
     environment: tuple[Change, ...]
     first_line: int | None
     first: Change | None
@@ -119,6 +126,8 @@ class Replay:
     def _notes(self) -> Iterator[str]:
         if self.not_seen:
             yield f"not compared, since the local cache has or had no such file: {listed(self.not_seen)}"
+        if self.by_headers:
+            yield f"compared by the headers of their weights alone, not the values: {listed(self.by_headers)}"
         if any(change.name == "threads" for change in self.environment):
             yield "OMP_NUM_THREADS sets the number of threads"
 
@@ -204,6 +213,7 @@ class _Made:
         self._same = self._num = 0
         self._model_changes: dict[str, Change] = {}
         self._not_seen: set[str] = set()
+        self._by_headers: dict[str, None] = {}
         self._environment: dict[str, Change] = {}
         self._first: tuple[int, Change] | None = None
 
@@ -252,7 +262,9 @@ class _Made:
         compared -= (not_seen := _not_seen(header, here))
         self._not_seen |= not_seen
         for change in _changes(_part(header.contents, compared), _part(here.contents, compared)):
-            self._model_changes.setdefault(change.name, change)
+            if not _is_earlier_form(change):
+                self._model_changes.setdefault(change.name, change)
+        self._by_headers |= dict.fromkeys(_known_by_headers(_part(here.contents, compared)))
         for recorded, found in ((header.environment, here.environment), (header.settings, here.settings)):
             for change in _changes(recorded, found):
                 self._environment.setdefault(change.name, change)
@@ -265,6 +277,7 @@ class _Made:
             self._same,
             tuple(self._model_changes.values()),
             tuple(sorted(self._not_seen)),
+            tuple(self._by_headers),
             tuple(self._environment.values()),
             line,
             first,
@@ -286,6 +299,19 @@ def _not_seen(recorded: Header, here: Header) -> set[str]:
     one, other = recorded.contents, here.contents
     found = {key for key in _OF_MERGE if (one.get(key) is None) != (other.get(key) is None)}
     return found | _OF_LOCK if "lock" in found else found
+
+
+def _is_earlier_form(change: Change) -> bool:
+    """Say whether a digest of headers differs by its beginning alone: earlier records wrote `sha256:`."""
+    return str(change.here).startswith(HEADER) and change.recorded == "sha256:" + change.here.removeprefix(
+        HEADER
+    )
+
+
+def _known_by_headers(contents: Mapping[str, Any]) -> list[str]:
+    """Return the names of a merge's sources whose digests are of headers."""
+    sources = {"base": contents.get("base"), **(contents.get("tasks") or {})}
+    return [name for name, source in sources.items() if source and source["files"].startswith(HEADER)]
 
 
 def _part(values: Mapping[str, Any], keys: Set[str]) -> dict[str, Any]:
