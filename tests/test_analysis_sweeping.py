@@ -111,8 +111,8 @@ def test_the_command_writes_table_picture_and_page_beside_the_recipe(family, tmp
     assert values["front"] == [0, 1, 2, 3, 4] and len(values["points"]) == 5
     assert (path.parent / "recipe.tradeoffs.png").read_bytes().startswith(b"\x89PNG")
     rows = list(csv.DictReader(io.StringIO((path.parent / "recipe.tradeoffs.csv").read_text())))
-    assert [float(row["score:a"]) for row in rows] == [0.9, 0, 0, 0.9, 0.9]
-    assert [float(row["preference:b"]) for row in rows] == [0.5, 1, 0.75, 0.25, 0]
+    assert [float(row["accuracy of a"]) for row in rows] == [0.9, 0, 0, 0.9, 0.9]
+    assert [float(row["weight of b"]) for row in rows] == [0.5, 1, 0.75, 0.25, 0]
     assert [int(row["recipe"]) for row in rows] == [1, 0, 0, 0, 0]
     # Beside a merged model the page is linked from its card.
     assert CliRunner().invoke(main, ["run", str(path)], catch_exceptions=False).exit_code == 0

@@ -123,7 +123,16 @@ def test_frame_of_a_sweep_has_every_preference():
     surface = RESULTS["sweep"]
     frame = surface.to_frame()
     assert frame["weight of animals"].tolist() == [point.weights[0] for point in surface.points]
-    assert [*frame.index[frame["on front"] == 1]] == [*surface.front]
+    assert [*frame["point"][frame["on front"] == 1]] == [*surface.front]
+    assert [*frame.columns] == surface.to_csv().split("\n")[0].split(",")
+
+
+def test_measured_columns_of_a_frame_are_numbers_where_nothing_was_measured():
+    for name in ("sweep", "comparison"):
+        frame = RESULTS[name].to_frame()
+        kinds = {c: str(frame[c].dtype) for c in frame if c.endswith((" low", " high", " sd"))}
+        assert len(kinds) >= 3 and {*kinds.values()} == {"float64"}, name
+        assert all(frame[c].isna().all() for c in kinds if c.endswith(" sd"))
 
 
 @pytest.mark.parametrize("name", ["scores", "comparison", "sweep", "diagnosis"])

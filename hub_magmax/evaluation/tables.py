@@ -103,7 +103,9 @@ class Table:
         names = [f"{n} {part}".rstrip() for n, parts in zip(self.head, kinds, strict=True) for part in parts]
         rows = (zip(row, kinds, strict=True) for row in self.rows)
         values = [[value for cell, parts in row for value in _parts_of(cell, parts)] for row in rows]
-        return pandas.DataFrame(values, columns=names)
+        parts = (f"{n} {part}" for n, parts in zip(self.head, kinds, strict=True) for part in parts if part)
+        # Numbers even where there are none: pandas takes a column of None for objects.
+        return pandas.DataFrame(values, columns=names).astype(dict.fromkeys(parts, "float64"))
 
     def _repr_html_(self) -> str:
         """Return the table as notebooks show it."""

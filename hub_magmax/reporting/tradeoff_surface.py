@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hub_magmax.evaluation.scores import MAX_COLUMNS, Score, deviation, measured
-from hub_magmax.evaluation.tables import Format, Table, Tabular, as_written
+from hub_magmax.evaluation.tables import Format, Table, Tabular
 from hub_magmax.reporting.pareto import front, hypervolume
 
 #: Files that a sweep writes, beside the merged model where there is one.
@@ -31,11 +29,6 @@ class Point:
     weights: tuple[float, ...]
     scores: tuple[Score, ...]
     by_seed: Mapping[str, Mapping[int, float]] = field(default_factory=dict, hash=False)
-
-    def cells(self, evaluated: Sequence[str]) -> Iterator[str]:
-        """Yield weights, scores with intervals, and deviations on the evaluated tasks, as CSV has them."""
-        scores = (number for score in self.scores for number in (score.value, score.low, score.high))
-        yield from map(as_written, (*self.weights, *scores, *map(self.deviation, evaluated)))
 
     def deviation(self, task: str) -> float | None:
         """Standard deviation of a task's score over the seeds; None where there are fewer than two."""
@@ -104,22 +97,11 @@ class Surface(Tabular):
         return values | {"front": list(self.front), "hypervolume": self.hypervolume}
 
     def to_csv(self) -> str:
-        """Return one line per point: weights, and score and interval per task, in the unit of the score.
+        """Return one line per point: its weights, and score, interval and deviation over the seeds per task.
 
-        `recipe` is 1 for the recipe's own preference. The standard deviations over the seeds follow, empty
-        where the sweep names none.
+        The columns are those of `to_frame`. `recipe` is 1 for the recipe's own preference.
         """
-        stream = io.StringIO()
-        table = csv.writer(stream, lineterminator="\n")
-        names = [f"{kind}:{task}" for task in self.evaluated for kind in ("score", "low", "high")]
-        preferences = (f"preference:{task}" for task in self.tasks)
-        table.writerow(
-            ["point", "on_front", "recipe", *preferences, *names, *(f"sd:{task}" for task in self.evaluated)]
-        )
-        for index, point in enumerate(self.points):
-            kinds = int(index in self.front), int(index == self.asked)
-            table.writerow([index, *kinds, *point.cells(self.evaluated)])
-        return stream.getvalue()
+        return self.as_table().write("csv") + "\n"
 
     def table(self, form: Format = "text") -> str:
         """Return the front and the recipe's own point, and what is best for its weights; CSV has all."""
@@ -129,8 +111,8 @@ class Surface(Tabular):
             return "\n".join(self.verdict) or f"{len(self.points)} preferences were tried"
         whole = self.as_table()
         shown = dict.fromkeys([*(() if self.asked is None else (self.asked,)), *self.front])
-        rows = tuple((self._kind(index), *whole.rows[index][2:]) for index in shown)
-        return Table(("point", *whole.head[2:]), rows, lead=self.verdict).write(form)
+        rows = tuple((self._kind(index), *whole.rows[index][3:]) for index in shown)
+        return Table(("point", *whole.head[3:]), rows, lead=self.verdict).write(form)
 
     def _kind(self, index: int) -> str:
         """Say of a point that it is the recipe's own, or on the front."""
@@ -138,10 +120,11 @@ class Surface(Tabular):
         return ", ".join(kind for kind, holds in kinds.items() if holds)
 
     def as_table(self) -> Table:
-        """Return a row for each point: if it is on the front, if the recipe's own, its weights and scores."""
+        """Return a row for each point: its number, if on the front or the recipe's own, weights, scores."""
         front = frozenset(self.front)
         rows = tuple(
             (
+                index,
                 int(index in front),
                 int(index == self.asked),
                 *p.weights,
@@ -150,7 +133,13 @@ class Surface(Tabular):
             for index, p in enumerate(self.points)
         )
         names = (f"weight of {task}" for task in self.tasks)
-        head = ("on front", "recipe", *names, *(f"{self.metric} of {task}" for task in self.evaluated))
+        head = (
+            "point",
+            "on front",
+            "recipe",
+            *names,
+            *(f"{self.metric} of {task}" for task in self.evaluated),
+        )
         return Table(head, rows, lead=self.verdict, is_drawn=True)
 
     @property
