@@ -19,7 +19,7 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
-from hub_magmax.merging.output.folder import refuse_taken
+from hub_magmax.merging.output.folder import advise_site, refuse_taken
 from hub_magmax.pipeline import Run, carry_out, destination_of, lock, plan
 from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.preference import resolve_preference
@@ -203,6 +203,7 @@ def run_together(
     begun, finished = dict[str, Begun](), set[str]()
 
     def note(site: str, error: HubMagmaxError) -> None:
+        advise_site(error, site)
         LOG.warning("%s: %s The others go on.", site, error)
         done[site] = error
 

@@ -2,9 +2,11 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -218,6 +220,30 @@ def test_one_site_that_fails_leaves_the_others_whole(two_sites, tmp_path):
     assert found["sites"]["north"]["merged_before"] and "taken" in found["sites"]["south"]["error"]["what"]
     done = run_sites(tmp_path / "recipe.yaml")
     assert isinstance(done["north"], Run) and isinstance(done["south"], OutputError)
+
+
+def test_the_next_version_of_a_site_goes_into_a_folder_of_its_own(hub, tmp_path, monkeypatch):
+    """As docs/sites.md writes it."""
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "sites.md").read_text(encoding="utf-8")
+    first, edit = map(yaml.safe_load, re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S))
+    (tmp_path / "checkpoints").mkdir()
+    write_family(tmp_path / "checkpoints", ("animals", "plants"))
+    first["output"]["push_to_hub"] = "me/next-version"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(first))
+    invoke("run", recipe.name)
+    changed = first | {"sites": first["sites"] | {"north": {**edit["sites"]["north"], "output": {}}}}
+    recipe.write_text(yaml.safe_dump(changed))
+    for verb in (["run"], ["run", "--dry-run"]):
+        said = invoke(*verb, recipe.name, code=1)
+        assert "--output" not in said and "sites.north.output.path" in said
+    recipe.write_text(yaml.safe_dump(first | {"sites": first["sites"] | edit["sites"]}))
+    said = invoke("run", recipe.name)
+    assert "north: sites/north-2;" in said and said.count(" was there") == 2
+    commits = {site: len(HfApi().list_repo_commits(f"me/next-version-{site}")) for site in first["sites"]}
+    assert commits["north"] == commits["south"] + 1 == commits["west"] + 1
+    assert "not as" not in invoke("fleet", recipe.name)
 
 
 def test_sites_are_pushed_each_to_its_own_repository(hub, tmp_path):

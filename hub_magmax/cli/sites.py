@@ -186,16 +186,18 @@ def _missing(plans: Mapping[str, Plan]) -> dict[str, Plan]:
 
 def _rehearsed(plans: Mapping[str, Plan], to: DestinationOptions) -> list[str]:
     """Return the checks of each site that fail, in words."""
+    from hub_magmax.merging.output.folder import advise_site
     from hub_magmax.pipeline import destination_of
     from hub_magmax.publishing.preflight import check_room_together, rehearse
 
     check_room_together([*plans.values()])
-    return [
-        f"{site}: {found}"
-        for site, one in plans.items()
-        for found in rehearse(one, destination_of(one.recipe, to.given()))
-        if found.error
-    ]
+    failed = []
+    for site, one in plans.items():
+        for found in rehearse(one, destination_of(one.recipe, to.given())):
+            if found.error:
+                advise_site(found.error, site)
+                failed.append(f"{site}: {found}")
+    return failed
 
 
 def _plans(sites: Mapping[str, RecipeOptions], in_spite_of: tuple[str, ...]) -> dict[str, Plan]:

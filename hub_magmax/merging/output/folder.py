@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hub_magmax.errors import OutputError
+from hub_magmax.errors import HubMagmaxError, OutputError
 from hub_magmax.files import os_errors, sync, write_durably, write_text
 from hub_magmax.merging.output.journal import Journal
 
@@ -161,6 +161,10 @@ class PartialFolder:
         self._lock.release()
 
 
+#: Where the folder of a single model is named.
+_OF_ONE_MODEL = " (--output FOLDER, or output.path in the recipe)"
+
+
 def refuse_taken(output: Path) -> None:
     """Raise OutputError unless `output` is absent or an empty folder that a rename can replace."""
     with os_errors(output):
@@ -180,8 +184,18 @@ def refuse_taken(output: Path) -> None:
             "the output folder already holds a model" if holds_model else "the output path is taken",
             where=str(output),
             expected="a new or empty folder",
-            hint="Choose another folder (--output FOLDER, or output.path in the recipe), or move the old one "
-            "away; nothing is ever overwritten.",
+            hint=f"Choose another folder{_OF_ONE_MODEL}, or move the old one away; nothing is ever "
+            "overwritten.",
+        )
+
+
+def advise_site(error: HubMagmaxError, site: str) -> None:
+    """Name a site's own key in an error about a folder that is taken, in place of an option for one model."""
+    if _OF_ONE_MODEL in error.hint:
+        error.take_from_hints(_OF_ONE_MODEL)
+        error.add_hint(
+            f"The site's own folder is sites.{site}.output.path in the recipe, such as {site}-2: "
+            'docs/sites.md, "The next version".'
         )
 
 
