@@ -702,7 +702,7 @@ def test_predict_and_replay_of_images(here):
     code, out, err = call("predict", "a", "rows.parquet", "--record", "d.jsonl")
     assert code == 0, err
     labels = out.splitlines()[:10]
-    assert out.splitlines()[0] == "cat  1" and "wrote 10 decisions to d.jsonl" in out
+    assert out.splitlines()[0] == "cat  logit 1" and "wrote 10 decisions to d.jsonl" in out
     code, out, _ = call("replay", "d.jsonl", "--json")
     values = json.loads(out)
     assert code == 0 and values["is_same"] and values["same"] == 10

@@ -93,12 +93,12 @@ _MOST_SCORES = 5
 
 
 def _told(output: dict[str, Any]) -> str:
-    """Return an answer in a line: text, label with its score, or scores."""
+    """Return an answer in a line: text, label with its logit, or scores."""
     if "text" in output:
         return repr(output["text"])
     scores = [f"{float(score):.4g}" for score in output["scores"]]
     if "label" in output:
-        return f"{output['label']}  {max(scores, key=float)}"
+        return f"{output['label']}  logit {max(scores, key=float)}"
     return listed(scores, _MOST_SCORES)
 
 
