@@ -9,6 +9,8 @@ import hub_magmax as hm
 from hub_magmax.files import code_digest
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.result_files import ResultFiles
+from hub_magmax.reporting.figures import Scale
+from hub_magmax.reporting.figures.forgetting import forgetting_figure
 from hub_magmax.training.forgetting import Forgetting, write_forgetting
 from tests.learners import training_recipe, write_learner
 
@@ -38,6 +40,17 @@ def test_values_and_picture_are_written_and_are_the_same_again(tmp_path):
     assert all(f">{word}<" in text for word in ("average", "a", "c", "after learning"))
     before = [file.read_bytes() for file in files]
     assert [file.read_bytes() for file in write_forgetting(found, ResultFiles(tmp_path, "mix."))] == before
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 6])
+def test_no_name_of_a_task_leaves_the_picture(num_tasks):
+    names = [f"{'W' * 30}{number}" for number in range(num_tasks)]
+    scores = {name: dict.fromkeys(names[: number + 1], 0.5) for number, name in enumerate(names)}
+    figure = forgetting_figure(scores, Scale("accuracy", True))
+    figure.canvas.draw()
+    for label in figure.axes[0].get_xticklabels():
+        box = label.get_window_extent()
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, label
 
 
 @pytest.fixture(scope="module")

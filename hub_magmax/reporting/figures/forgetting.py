@@ -17,6 +17,7 @@ from hub_magmax.reporting.figures.style import (
     SMALL_POINTS,
     TEXT,
     WANTED,
+    WIDTH,
     add_axes,
     add_legend,
     header_of,
@@ -90,10 +91,12 @@ def _axes(figure: Figure, names: Sequence[str], scale: Scale) -> Axes:
     """Return axes of the tasks in order, and of scores."""
     from matplotlib.ticker import MaxNLocator
 
-    axes = add_axes(figure, _LEFT, 0.97, 0.58, _HEIGHT - 0.58 - 0.5)
-    room = 3.2 / len(names)
+    room = min(1.1, 3.2 / len(names))
+    labels = [cut_name(name, lambda text: inches(text, SMALL_POINTS) <= room) for name in names]
+    right = 1 - (inches(labels[-1], SMALL_POINTS) / 2 + 0.05) / WIDTH  # half of the last label stands there
+    axes = add_axes(figure, _LEFT, min(0.97, right), 0.58, _HEIGHT - 0.58 - 0.5)
     axes.set_xticks(range(len(names)))
-    axes.set_xticklabels(cut_name(name, lambda text: inches(text, SMALL_POINTS) <= room) for name in names)
+    axes.set_xticklabels(labels)
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(color=GRID, linewidth=0.5)
     axes.spines["left"].set_visible(True)
