@@ -114,18 +114,22 @@ def candidates(
         preferences: Weights by name, the recipe's first; methods that ignore the preference are tried with
             these only.
     """
-    tried = compare.tried_methods
-    if written.name != AUTO and written.scaling == AUTO:
-        tried = (written,)
-    elif written.name != AUTO and compare.methods is None:
-        tried = (written, *tried)
     found: list[Candidate] = []
-    for method in tried:
+    for method in _methods_to_try(compare, written):
         for candidate in _variants(method, compare, preferences):
             if not any(candidate.same_as(earlier) for earlier in found):
                 found.append(candidate)
     own = None if written.is_auto else _as_written(written, compare, preferences)
     return _told_apart(found if own is None else _with_own(found, own))
+
+
+def _methods_to_try(compare: Compare, written: Method) -> tuple[Method, ...]:
+    """Return the methods that are tried beside the recipe as it stands, in order; see `candidates`."""
+    if written.name != AUTO and written.scaling == AUTO:
+        return (written,)
+    if written.name != AUTO and compare.methods is None:
+        return (written, *compare.tried_methods)
+    return tuple(compare.tried_methods)
 
 
 def _told_apart(found: Sequence[Candidate]) -> list[Candidate]:
