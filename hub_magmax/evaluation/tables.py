@@ -95,6 +95,7 @@ class Table:
             )
         return writers[form]()
 
+    # Complex only by count: a comprehension each for kinds, names and values.
     def to_frame(self) -> pandas.DataFrame:
         """Return the rows as pandas has them, a measured number in columns of its own as in CSV."""
         import pandas
