@@ -139,7 +139,7 @@ def _told_apart(found: Sequence[Candidate]) -> list[Candidate]:
         (one.kind, name)
         for one in found
         for name in one.options
-        if one.options[name] != firsts[one.kind][name]
+        if one.options[name] != firsts[one.kind].get(name)
     }
 
     def variant(one: Candidate) -> str:
