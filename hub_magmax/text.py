@@ -146,6 +146,23 @@ def number_of(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
+def aligned(rows: Sequence[Sequence[str]], is_left: Sequence[bool]) -> list[str]:
+    """Return rows of cells as lines, two spaces between columns.
+
+    Args:
+        rows: At least one, all of the same length.
+        is_left: Of each column, whether its cells begin below each other; otherwise they end so.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(row, widths, is_left, strict=True)
+        ).rstrip()
+        for row in rows
+    ]
+
+
 def listed(items: Sequence[str], most: int = 255) -> str:
     """Return "a, b and c", or "a, b and 7 more" where there are more than `most`; at least one item."""
     rest = len(items) - most

@@ -48,12 +48,10 @@ def finetune(asked: RecipeOptions) -> Answer:
 
 def _table(trained: Sequence[Trained]) -> str:
     """Return a line for each task: its checkpoint, whether it is new, and how its loss went."""
+    from hub_magmax.text import aligned
+
     rows = [(one.task, one.model, "trained" if one.is_new else "was there", _losses(one)) for one in trained]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = (
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, (*widths, 0), strict=True)) for row in rows
-    )
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(aligned(rows, [True] * 4))
 
 
 def _losses(one: Trained) -> str:

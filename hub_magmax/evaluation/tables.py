@@ -11,7 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING, Literal
 
 from hub_magmax.errors import ArgumentError
-from hub_magmax.text import Brief
+from hub_magmax.text import Brief, aligned
 
 if TYPE_CHECKING:
     import pandas
@@ -126,15 +126,7 @@ class Table:
 
     def _text(self) -> str:
         cells = [self.head, *(tuple(map(_shown, row)) for row in self.rows)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        left = self._texts()
-        lines = [
-            "  ".join(
-                cell.ljust(width) if is_left else cell.rjust(width)
-                for cell, width, is_left in zip(row, widths, left, strict=True)
-            ).rstrip()
-            for row in cells
-        ]
+        lines = aligned(cells, self._texts())
         above, below = ([*self.lead, ""] if self.lead else []), (["", *self.notes] if self.notes else [])
         return "\n".join([*above, *lines, *below])
 

@@ -7,7 +7,7 @@ task i of T, the average is the mean of R_Tj over j, and backward transfer the m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Evaluation, Recipe
 from hub_magmax.reporting.figures import Scale
 from hub_magmax.reporting.figures.forgetting import draw_forgetting
-from hub_magmax.text import Report, step
+from hub_magmax.text import Report, aligned, step
 
 #: Scores of one checkpoint: mean, number of examples and digest of the data, by task.
 Row = Mapping[str, Mapping[str, Any]]
@@ -84,19 +84,14 @@ class Forgetting:
         rows = [[f"{self.metric} after", *names]]
         for after, row in self.scores.items():
             rows.append([after, *(f"{row[name]:.3f}" if name in row else "" for name in names)])
-        return "\n".join([*_aligned(rows), f"average at last {self.average:.3f}{self._transfer}"])
+        return "\n".join(
+            [*aligned(rows, [False] * len(rows[0])), f"average at last {self.average:.3f}{self._transfer}"]
+        )
 
     @property
     def _transfer(self) -> str:
         found = self.backward_transfer
         return "" if found is None else f", backward transfer {found:+.3f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as lines, columns to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def write_forgetting(found: Forgetting, place: ResultFiles) -> list[Any]:
