@@ -44,3 +44,32 @@ def training_recipe(changes: dict[str, Any] | None = None, **others: Any) -> dic
     training = {"data": data, "steps": 6, "batch_size": 3, "learning_rate": 0.01} | (changes or {})
     evaluation = {"evaluator": "text-classification", "tasks": held_out}
     return recipe_values(("a", "b"), training=training, evaluation=evaluation, **others)
+
+
+class Stopped(Exception):
+    pass
+
+
+class stopping:
+    """A progress bar that stops the program when so many steps were done, of all tasks."""
+
+    def __init__(self, after, stop):
+        self.left, self.stop = after, stop
+
+    def __call__(self, total, doing, unit):
+        return self
+
+    def __enter__(self):
+        return self.advance
+
+    def __exit__(self, *error):
+        return None
+
+    def advance(self, count):
+        self.left -= count
+        if self.left == 0:
+            self.stop()
+
+
+def stop():
+    raise Stopped

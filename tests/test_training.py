@@ -38,7 +38,7 @@ from hub_magmax.training import finetuning
 from hub_magmax.training.loop import Examples, StepExamples
 from hub_magmax.training.order import ExampleOrder, Mixture
 from tests.families import recipe_values, yaml_text
-from tests.learners import CLASSES, TEXTS, training_recipe, write_learner
+from tests.learners import CLASSES, TEXTS, Stopped, stop, stopping, training_recipe, write_learner
 from tests.tiny_llama import tokenizer
 
 
@@ -66,35 +66,6 @@ def finetune(folder, changes=None, others=None, **options):
 
 def digests(folder):
     return {task: code_digest((folder / task).rglob("*"), folder) for task in ("a", "b")}
-
-
-class Stopped(Exception):
-    pass
-
-
-class stopping:
-    """A progress bar that stops the program when so many steps were done, of all tasks."""
-
-    def __init__(self, after, stop):
-        self.left, self.stop = after, stop
-
-    def __call__(self, total, doing, unit):
-        return self
-
-    def __enter__(self):
-        return self.advance
-
-    def __exit__(self, *error):
-        return None
-
-    def advance(self, count):
-        self.left -= count
-        if self.left == 0:
-            self.stop()
-
-
-def stop():
-    raise Stopped
 
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(0, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,19 +37,56 @@ def rounded(network: Any, bits: int) -> Any:
     linear layer shares is rounded with it. Activations are not rounded.
     """
     shrunk = copy.deepcopy(network)
-    done: set[int] = set()
     with torch.no_grad():
-        for module in shrunk.modules():
-            weight = getattr(module, "weight", None)
-            if not _has_rows(module) or not isinstance(weight, Tensor) or id(weight) in done:
-                continue
-            done.add(id(weight))
-            # What GPT-2 is made of keeps one output per column.
-            turned = type(module).__name__ == "Conv1D"
-            weight.copy_(round_rows(weight.T, bits).T if turned else round_rows(weight, bits))
+        for module in rounded_layers(shrunk).values():
+            module.weight.copy_(_round(module.weight, bits, is_transposed(module)))
     return shrunk
+
+
+def straight_through(network: Module, bits: int) -> dict[str, Tensor]:
+    """Return the weights that `rounded` rounds, rounded, by the names of a network's parameters.
+
+    A gradient with respect to one of them reaches the weight itself unchanged, the straight-through estimator
+    of Bengio, Léonard and Courville (arXiv:1308.3432), also where the weight is the largest of its row.
+    """
+    apply: Callable[..., Tensor] = _StraightThrough.apply
+    return {
+        f"{name}.weight": apply(layer.weight, bits, is_transposed(layer))
+        for name, layer in rounded_layers(network).items()
+    }
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Rounding whose derivative is taken to be 1."""
+
+    @staticmethod
+    def forward(context: Any, weight: Tensor, bits: int, transposed: bool) -> Tensor:
+        return _round(weight, bits, transposed)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
+
+
+def rounded_layers(network: Module) -> dict[str, Any]:
+    """Return the layers whose weights are rounded, by name; of those that share a weight, the first."""
+    found: dict[int, tuple[str, Module]] = {}
+    for name, module in network.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and _has_rows(module):
+            found.setdefault(id(weight), (name, module))
+    return dict(found.values())
+
+
+def _round(weight: Tensor, bits: int, transposed: bool) -> Tensor:
+    return round_rows(weight.T, bits).T if transposed else round_rows(weight, bits)
+
+
+def is_transposed(layer: Module) -> bool:
+    """Say whether a layer keeps one output per column, as those of GPT-2."""
+    return type(layer).__name__ == "Conv1D"
 
 
 def _has_rows(module: Module) -> bool:
     layers = (torch.nn.Linear, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)
-    return isinstance(module, layers) or type(module).__name__ == "Conv1D"
+    return isinstance(module, layers) or is_transposed(module)

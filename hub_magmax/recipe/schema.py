@@ -31,6 +31,7 @@ from hub_magmax.recipe.training import Training
 from hub_magmax.recipe.values import (
     AUTO,
     MAX_TASKS,
+    Bits,
     Data,
     DatasetId,
     DeviceName,
@@ -158,10 +159,6 @@ class Compare(Spec):
     def tried_scaling(self) -> tuple[float, ...]:
         """The scaling coefficients that are listed, or the usual ones."""
         return SCALINGS if self.scaling is None else self.scaling
-
-
-#: Whole numbers of two to eight bits.
-Bits = Annotated[str, Field(pattern=r"^int[2-8]$")]
 
 
 class Evaluation(Spec):

@@ -11,6 +11,7 @@ from hub_magmax.recipe.named import EvaluatorChoice
 from hub_magmax.recipe.values import (
     MAX_PLACE_LENGTH,
     MAX_TASKS,
+    Bits,
     Data,
     Number,
     Positive,
@@ -43,8 +44,9 @@ class Training(Spec):
     of the steps, and then follows `schedule`. `clip_norm` is the most that the norm of a gradient may be.
     `frozen` are globs over names of parameters that keep their values. Without `seed` it is the recipe's.
     `checkpoint_every` is the number of steps after which an interrupted training can go on. `capability`
-    mixes examples against forgetting into those of every task. `alternate` says how `hub-magmax alternate`
-    trains and merges in rounds.
+    mixes examples against forgetting into those of every task. `quantization_aware` trains by the loss of
+    weights that are rounded as `evaluation.quantized` rounds them. `alternate` says how `hub-magmax
+    alternate` trains and merges in rounds.
     """
 
     data: Annotated[dict[TaskName, TrainingData], Field(min_length=1, max_length=MAX_TASKS)]
@@ -63,6 +65,7 @@ class Training(Spec):
     frozen: tuple[Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH)], ...] = ()
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
+    quantization_aware: Bits | None = None
     alternate: Alternate | None = None
 
     @model_validator(mode="after")

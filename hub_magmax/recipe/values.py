@@ -88,6 +88,12 @@ def _dataset_id(value: str) -> str:
     return value
 
 
+def _bits(value: str) -> str:
+    if re.fullmatch("int[2-8]", value) is None:
+        raise ValueError(f"{value!r} is no number of bits; write int2 to int8")
+    return value
+
+
 def _device(value: str) -> str:
     if not re.fullmatch(f"({'|'.join(DEVICES)})(:[0-9]{{1,4}})?", value):
         raise ValueError(f"{value!r} should be one of {', '.join(DEVICES)}, or a numbered one such as cuda:1")
@@ -250,6 +256,9 @@ TaskData = Annotated[dict[TaskName, Data], Field(max_length=MAX_TASKS)]
 Share = Annotated[Number, Field(gt=0, lt=1)]
 
 Positive = Annotated[Number, Field(gt=0)]
+
+#: Whole numbers of two to eight bits.
+Bits = Annotated[str, AfterValidator(_bits), WithJsonSchema({"type": "string", "pattern": "^int[2-8]$"})]
 
 #: A number of any sign per task.
 Coefficients = Annotated[dict[TaskName, Number], Field(max_length=MAX_TASKS)]

@@ -14,11 +14,13 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import get_scheduler
 
 from hub_magmax.errors import NonFiniteError, RecipeError
 from hub_magmax.evaluation.evaluators import Columns, Evaluator
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
+from hub_magmax.evaluation.quantizing import straight_through
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.training import Training
 from hub_magmax.text import Report, nearest
@@ -98,6 +100,27 @@ class _Losses(nn.Module):
         return total
 
 
+class _RoundedLosses(nn.Module):
+    """The loss of a network with weights of a few bits; those that are trained are not rounded."""
+
+    def __init__(self, losses: _Losses, bits: int) -> None:
+        super().__init__()
+        self.losses, self._bits = losses, bits
+
+    def forward(self, *inputs: Any) -> Tensor:
+        weights = straight_through(self.losses.network, self._bits)
+        named = {f"network.{name}": weight for name, weight in weights.items()}
+        total: Tensor = functional_call(self.losses, named, inputs)
+        return total
+
+
+def _network(model: LoadedModel, evaluator: Evaluator, spec: Training) -> nn.Module:
+    """Return what computes the loss."""
+    losses = _Losses(model, evaluator, spec.label_smoothing)
+    bits = spec.quantization_aware
+    return _RoundedLosses(losses, int(bits.removeprefix("int"))) if bits else losses
+
+
 def train(
     model: LoadedModel,
     step_examples: StepExamples,
@@ -127,7 +150,7 @@ def train(
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False, kwargs_handlers=[kwargs]
     )
-    network = _Losses(model, step_examples.evaluator, spec.label_smoothing)
+    network = _network(model, step_examples.evaluator, spec)
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
     schedule = get_scheduler(_SCHEDULES[spec.schedule], optimizer, int(spec.warmup * num_steps), num_steps)
