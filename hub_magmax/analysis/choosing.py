@@ -16,6 +16,7 @@ from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import comparison_digest
 from hub_magmax.recipe.schema import Compare, Recipe
+from hub_magmax.recipe.values import num_bits
 from hub_magmax.text import ProgressBar, Report, unseen
 
 
@@ -42,8 +43,10 @@ def choose(
     """Return the best of what the recipe's comparison tries, under the lock's preference."""
     data = recipe.tuning_data
     assert data is not None, "checked with the recipe"
-    tried = candidates(recipe.compare or Compare(), recipe.method, {"recipe": lock.weights})
-    with CandidateScorer(recipe, lock, journal, progress, report) as scorer:
+    spec = recipe.compare or Compare()
+    tried = candidates(spec, recipe.method, {"recipe": lock.weights})
+    bits = num_bits(spec.quantized)
+    with CandidateScorer(recipe, lock, journal, progress, report, bits) as scorer:
         batches = scorer.load(data, "compare.tune")
         what, fewer = (
             f"{announced(tried)}, each on {examples_of(batches)}",
@@ -63,6 +66,7 @@ def choose(
             )
             for label, trial in best_by_group(trials).items()
         },
+        **({"quantized": spec.quantized} if spec.quantized else {}),
         "spec_digest": comparison_digest(recipe),
     }
     return Choice(winner.candidate.method, seen)

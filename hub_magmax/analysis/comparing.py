@@ -27,7 +27,7 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import rules_under
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
-from hub_magmax.recipe.values import AUTO, Data
+from hub_magmax.recipe.values import AUTO, Data, num_bits
 from hub_magmax.text import ProgressBar, Report, step, unseen
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class Comparison(Tabular):
         tried: Label, scaling coefficient, options, preference and mean tuning score of everything tried, with
             the method that it was tuned with (`group`), and whether it is the recipe as it stands.
         unit: Of scores that are no shares.
+        quantized: What the weights of all models were rounded to; empty for models as they are merged.
     """
 
     metric: str
@@ -89,6 +90,7 @@ class Comparison(Tabular):
     winner: str
     tried: tuple[Mapping[str, Any], ...]
     unit: str = ""
+    quantized: str = ""
 
     def to_json(self) -> str:
         values = asdict(self)
@@ -111,6 +113,7 @@ class Comparison(Tabular):
         notes = (
             f"{tried}, chosen by {self.num_tuning} examples, reported on {self.num_reporting} others with "
             f"95 % intervals; the winner is {self.winner}",
+            *([f"all models have weights rounded to {self.quantized}"] if self.quantized else []),
             *self.reason,
             *self.loss,
         )
@@ -201,7 +204,8 @@ def compare(
     journal = Journal() if journal is None else journal
     weights = preferences_to_try(recipe, spec, lock, journal, report, progress)
     tried = candidates(spec, recipe.method, weights)
-    with CandidateScorer(recipe, lock, journal, progress, report) as scorer:
+    bits = num_bits(spec.quantized)
+    with CandidateScorer(recipe, lock, journal, progress, report, bits) as scorer:
         _check_apart(scorer, recipe.tuning_data, spec.report)
         batches = scorer.load(recipe.tuning_data, "compare.tune")
         other = scorer.load(spec.report, "compare.report")
@@ -218,7 +222,8 @@ def compare(
         with step(doing, report), opened(progress, len(shown), doing, "ways") as advance:
             *found, base = counted(scorer.run(shown, other, "report"), len(shown), 1, advance)
             reported = dict(zip(finalists, found, strict=True))
-    return _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
+    concluded = _conclude(scorer.evaluator, trials, finalists, reported, winner, base, recipe.seed)
+    return replace(concluded, quantized=spec.quantized or "")
 
 
 def _on_others(num_models: int, num_known: int) -> str:

@@ -22,7 +22,7 @@ from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.evaluators.plugins import about, answers
 from hub_magmax.evaluation.journal import Journal, Outcomes, restored, stored
 from hub_magmax.evaluation.margins import Margins, normalised_margins, within
-from hub_magmax.evaluation.scoring import counted, size_of_batches
+from hub_magmax.evaluation.scoring import counted, rounded_model, size_of_batches
 from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import NUM_CHECKED, check_sample_size
 from hub_magmax.preference.samples import Scorer
@@ -30,7 +30,7 @@ from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Compare, Evaluation, Recipe
-from hub_magmax.recipe.values import AUTO, Data
+from hub_magmax.recipe.values import AUTO, Data, num_bits
 from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class CandidateScorer:
         progress: Called with each model's examples, what is done and the unit; opens what is called with the
             examples of each batch.
         report: Called with a line before the first model, where it is announced, and after it.
+        bits: Of the weights of the models that are scored; None for weights as they are merged.
     """
 
     def __init__(
@@ -127,13 +128,14 @@ class CandidateScorer:
         journal: Journal | None = None,
         progress: ProgressBar = unseen,
         report: Report = lambda line: None,
+        bits: int | None = None,
     ) -> None:
         from hub_magmax.merging.in_memory import InMemoryMerger  # loads torch
 
         spec = recipe.evaluation or Evaluation(tasks={})
         self._journal = Journal() if journal is None else journal
         self._recipe, self._lock, self._batch_size = recipe, lock, spec.batch_size
-        self._progress = progress
+        self._progress, self._bits = progress, bits
         self.evaluator = evaluator_of(spec)
         with ExitStack() as stack, step("preparing to merge in memory"):
             self._merger = stack.enter_context(InMemoryMerger(recipe, lock))
@@ -256,6 +258,8 @@ class CandidateScorer:
                     merged[seed] = self._merger.merge(*how, by_rules=candidate.by_rules)
                 weights = merged[seed].weights(float(candidate.method["scaling"]))
                 model = self._model.with_weights(weights)
+                if self._bits is not None:
+                    model = rounded_model(model, self._bits)
             measured = self._measured(model, batches, f"scoring {candidate.told}")
         self._journal.add(key, measured)
         return measured
@@ -328,14 +332,15 @@ def scorer_of(
 
     Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
     """
-    written = recipe.method
-    scalings = (recipe.compare or Compare()).tried_scaling if written.scaling == AUTO else (written.scaling,)
+    written, spec = recipe.method, recipe.compare or Compare()
+    bits = num_bits(spec.quantized)
+    scalings = spec.tried_scaling if written.scaling == AUTO else (written.scaling,)
     tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
 
     def on_examples(
         examples: Dataset, data: Data, num_tried: int
     ) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
-        scorer = CandidateScorer(recipe, lock, journal, progress, report)
+        scorer = CandidateScorer(recipe, lock, journal, progress, report, bits)
         check_columns(examples, scorer.evaluator, data, recipe)
         batches = scorer.encode(examples, data, "preference")
         what = f"at most {number_of(num_tried, 'preference')}"

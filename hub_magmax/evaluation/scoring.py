@@ -297,9 +297,13 @@ class _Bench:
 
 def _shrunk(loaded: LoadedModel, label: str) -> LoadedModel:
     """Return the quantised copy of a model that has this label."""
+    return rounded_model(loaded, int(label.removeprefix(quantized_name("int"))))
+
+
+def rounded_model(loaded: LoadedModel, bits: int) -> LoadedModel:
+    """Return a model with weights of so few bits."""
     from hub_magmax.evaluation.quantizing import rounded
 
-    bits = int(label.removeprefix(quantized_name("int")))
     return replace(loaded, network=rounded(loaded.network, bits))
 
 

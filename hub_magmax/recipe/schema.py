@@ -141,14 +141,16 @@ class Compare(Spec):
     `report` is other examples of the target, which no choice has seen. Every method is tried with every
     scaling coefficient, under the recipe's preference, a uniform one, and those of `preferences`. Without
     `methods` they are all built-in ones; without `scaling` the coefficients are eight, and each method's own.
+    `quantized` scores all models on weights rounded to so few bits.
     """
 
     tune: Data | None = None
     report: Data | None = None
     methods: Annotated[tuple[Method, ...], Field(min_length=1, max_length=MAX_TRIED)] | None = None
-    scaling: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=MAX_TRIED)] | None = None
+    scaling: Annotated[tuple[Number, ...], Field(min_length=1, max_length=MAX_TRIED)] | None = None
     preferences: dict[TaskName, Preference] = Field(default_factory=dict, max_length=MAX_TRIED)
     seeds: Seeds | None = None
+    quantized: Bits | None = None
 
     @property
     def tried_methods(self) -> tuple[Method, ...]:

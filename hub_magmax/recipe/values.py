@@ -264,3 +264,8 @@ Bits = Annotated[str, AfterValidator(_bits), WithJsonSchema({"type": "string", "
 Coefficients = Annotated[dict[TaskName, Number], Field(max_length=MAX_TASKS)]
 
 TaskWeights = Annotated[dict[TaskName, Annotated[Number, Field(ge=0)]], Field(max_length=MAX_TASKS)]
+
+
+def num_bits(kind: str | None) -> int | None:
+    """Return the number in the name of whole numbers, 3 of `int3`."""
+    return None if kind is None else int(kind.removeprefix("int"))

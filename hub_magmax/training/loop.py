@@ -23,6 +23,7 @@ from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.quantizing import straight_through
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.training import Training
+from hub_magmax.recipe.values import num_bits
 from hub_magmax.text import Report, nearest
 from hub_magmax.training.order import ExampleOrder, Mixture, seed_of
 from hub_magmax.training.states import TrainingFolder
@@ -117,8 +118,8 @@ class _RoundedLosses(nn.Module):
 def _network(model: LoadedModel, evaluator: Evaluator, spec: Training) -> nn.Module:
     """Return what computes the loss."""
     losses = _Losses(model, evaluator, spec.label_smoothing)
-    bits = spec.quantization_aware
-    return _RoundedLosses(losses, int(bits.removeprefix("int"))) if bits else losses
+    bits = num_bits(spec.quantization_aware)
+    return losses if bits is None else _RoundedLosses(losses, bits)
 
 
 def train(

@@ -1,0 +1,106 @@
+"""Quantisation vectors: what a donor's rounding-aware training adds to another model, end to end."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import hub_magmax as hm
+from hub_magmax.analysis.comparing import comparable, compare
+from hub_magmax.evaluation.quantizing import rounded
+from hub_magmax.pipeline import lock
+from hub_magmax.recipe.loading import parse_recipe
+from tests.families import recipe_values
+from tests.learners import CLASSES, TEXTS, training_recipe, write_learner
+
+#: Examples of the receiver's task that choose, and others that are reported.
+TUNE = [*TEXTS["b"], ("bad and bad", "bad"), ("the odd answer", "answer")]
+REPORT = [(text, text.split()[-1]) for text in ("so bad", "no answer", "film bad", "an answer", "it bad")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A donor of task a and a receiver of task b, each trained with and without rounding."""
+    found = write_learner(tmp_path_factory.mktemp("vectors"))
+    for bits in (None, "int3"):
+        changes = {"order": "from_base", "steps": 12, "quantization_aware": bits}
+        names = {task: f"./{task}{'-int3' if bits else ''}" for task in "ab"}
+        tasks = [{"name": task, "model": model} for task, model in names.items()]
+        hm.finetune(parse_recipe(training_recipe(changes, tasks=tasks), folder=found))
+    for name, rows in {"tune": TUNE, "report": REPORT}.items():
+        lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        (found / f"{name}.jsonl").write_text("\n".join(lines))
+    return found
+
+
+def vector_recipe(folder, scaling=1.0, output="merged", **changes):
+    values = recipe_values(
+        (),
+        base_model="./b",
+        tasks=[{"name": "donor", "model": "./a-int3", "base": "./a"}, {"name": "b", "model": "./b-int3"}],
+        method={"name": "average", "scaling": scaling},
+        preference={"weights": {"donor": 1.0}},
+        evaluation={"evaluator": "text-classification", "tasks": {"b": {"dataset": "./report.jsonl"}}},
+        output={"path": output},
+    )
+    return parse_recipe(values | changes, folder=folder)
+
+
+def weights(folder, name):
+    return load_file(folder / name / "model.safetensors")
+
+
+@pytest.mark.parametrize("scaling", [1.0, -0.75])
+def test_the_receiver_gets_the_difference_of_the_donors(folder, scaling):
+    recipe = vector_recipe(folder, scaling, f"merged{scaling}", evaluation=None)
+    hm.run(recipe)
+    names = "a", "a-int3", "b", recipe.output.path
+    donor, aware, receiver, found = (weights(folder, name) for name in names)
+    assert any(not torch.equal(donor[name], aware[name]) for name in donor)
+    for name, value in found.items():
+        torch.testing.assert_close(value, receiver[name] + scaling * (aware[name] - donor[name]))
+
+
+def test_the_donor_itself_becomes_its_own_aware_checkpoint(folder):
+    recipe = vector_recipe(folder, 1.0, "again", evaluation=None, base_model="./a")
+    hm.run(recipe)
+    found, aware = weights(folder, "again"), weights(folder, "a-int3")
+    for name, value in found.items():
+        torch.testing.assert_close(value, aware[name], rtol=0, atol=2e-7)
+
+
+def rounded_accuracy(folder, tensors, rows):
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "b")
+    model.load_state_dict(tensors)
+    words = AutoTokenizer.from_pretrained(folder / "b")
+    encoded = words([text for text, _ in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        chosen = rounded(model, 2)(**encoded).logits.argmax(-1)
+    return sum(CLASSES[n] == label for n, (_, label) in zip(chosen.tolist(), rows, strict=True)) / len(rows)
+
+
+def test_scalings_of_both_signs_are_compared_on_rounded_weights(folder):
+    tried = (-1.0, 0.0, 0.5, 1.0)
+    spec = {"tune": {"dataset": "./tune.jsonl"}, "report": {"dataset": "./report.jsonl"}, "quantized": "int2"}
+    recipe = vector_recipe(folder, compare={**spec, "methods": ["average"], "scaling": [*tried]})
+    found = compare(recipe, lock(comparable(recipe)))
+    aware, donor, receiver = (weights(folder, name) for name in ("a-int3", "a", "b"))
+    for one in found.tried:
+        if one["preference"] == "recipe":
+            patched = {n: value + one["scaling"] * (aware[n] - donor[n]) for n, value in receiver.items()}
+            assert one["value"] == pytest.approx(rounded_accuracy(folder, patched, TUNE))
+    assert [one["scaling"] for one in found.tried if one["preference"] == "recipe"] == [*tried]
+    assert found.base_model.value == rounded_accuracy(folder, receiver, REPORT)
+    assert "weights rounded to int2" in found.table()
+    assert len({one["value"] for one in found.tried}) > 1
+
+
+def test_auto_chooses_by_rounded_weights_and_the_lock_says_so(folder):
+    spec = {"tune": {"dataset": "./tune.jsonl"}, "quantized": "int2", "scaling": [-1, 1]}
+    recipe = vector_recipe(folder, "auto", "chosen", compare=spec)
+    locked = lock(recipe)
+    assert locked.chosen["quantized"] == "int2" and locked.method["scaling"] in (-1, 1)
+    plain = lock(vector_recipe(folder, "auto", "chosen", compare={**spec, "quantized": None}))
+    assert "quantized" not in plain.chosen
