@@ -14,7 +14,6 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from hub_magmax.errors import DistributedError, OutputError
 from hub_magmax.files import os_errors, write_text
@@ -23,6 +22,7 @@ from hub_magmax.quickstart.digits import divide, load_examples, make_data, prepa
 from hub_magmax.quickstart.settings import DEFAULTS, Settings
 from hub_magmax.quickstart.training import make_base, make_task
 from hub_magmax.text import Report, step
+from hub_magmax.training import loop
 
 SETTINGS_NAME = "family.json"
 _FORMAT = 1  # of the folder; counts up when the same settings would no longer give the same bytes
@@ -156,16 +156,12 @@ def _once(target: Path, make: Callable[[Path], str], doing: str, report: Report)
 def undisturbed() -> Iterator[None]:
     """Compute with one thread, without progress bars, and leave the process as it was."""
     num_threads = torch.get_num_threads()
-    states = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]
     torch.set_num_threads(1)  # the number of threads decides in which order sums are rounded
     try:
-        with torch.random.fork_rng(devices=[]), _no_progress_bars():
+        with loop.undisturbed(gpus=()), _no_progress_bars():
             yield
     finally:
         torch.set_num_threads(num_threads)
-        for kind, state in states:  # an Accelerator would otherwise keep the process on the CPU
-            kind._shared_state.clear()
-            kind._shared_state.update(state)
 
 
 @contextlib.contextmanager

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
+
+from hub_magmax.training.order import seed_of
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,6 @@ class Settings:
 
 #: Settings of the quickstart.
 DEFAULTS = Settings()
-
-
-def seed_of(seed: int, purpose: str) -> int:
-    """Derive an independent seed, so that a resumed call draws what an uninterrupted one drew."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}".encode()).digest()[:7], "little")
 
 
 def generator_of(seed: int, purpose: str) -> torch.Generator:

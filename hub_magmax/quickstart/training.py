@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from jaxtyping import Float, Int64
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import ViTConfig, ViTForImageClassification, get_cosine_schedule_with_warmup
+from transformers import ViTConfig, ViTForImageClassification
 
 from hub_magmax.errors import CheckpointError
 from hub_magmax.quickstart.digits import NAMES, NUM_CLASSES, SOURCE, Examples, Lesson
-from hub_magmax.quickstart.settings import Settings, Training, generator_of, seed_of
+from hub_magmax.quickstart.settings import Settings, Training, generator_of
+from hub_magmax.training.loop import Optimization, fit
+from hub_magmax.training.order import seed_of
 
 LOG = logging.getLogger(__name__)
 
@@ -102,6 +102,19 @@ class _Rotations(nn.Module):
         return logits
 
 
+class _Loss(nn.Module):
+    """Mean loss of images by the logits of a network."""
+
+    def __init__(self, network: nn.Module, smoothing: float) -> None:
+        super().__init__()
+        self.network, self._smoothing = network, smoothing
+
+    def forward(
+        self, images: Float[Tensor, "examples 1 8 8"], labels: Int64[Tensor, " examples"]
+    ) -> Float[Tensor, ""]:
+        return cross_entropy(self.network(images), labels, label_smoothing=self._smoothing)
+
+
 def _new_model(settings: Settings) -> ViTForImageClassification:
     config = ViTConfig(
         image_size=8,
@@ -144,25 +157,17 @@ def _fit(
     order: torch.Generator,
 ) -> None:
     """Train the parameters of `network` that are not frozen, in place."""
-    # device_placement=False: the tensors stay on the CPU even where accelerate has settled on a GPU.
-    accelerator = Accelerator(cpu=True, device_placement=False, mixed_precision="no")
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    num_steps = training.epochs * math.ceil(len(labels) / training.batch_size)
-    optimizer = torch.optim.AdamW(parameters, lr=training.learning_rate, weight_decay=training.weight_decay)
-    schedule = get_cosine_schedule_with_warmup(optimizer, num_steps // 10, num_steps)
-    network, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
-    network.train()
-    for epoch in range(training.epochs):
-        LOG.debug("%s: epoch %d of %d", type(network).__name__.strip("_").lower(), epoch + 1, training.epochs)
-        for batch in torch.split(torch.randperm(len(labels), generator=order), training.batch_size):
-            loss = cross_entropy(
-                network(images[batch]), labels[batch], label_smoothing=training.label_smoothing
-            )
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            schedule.step()
+    steps = [
+        batch
+        for _ in range(training.epochs)
+        for batch in torch.split(torch.randperm(len(labels), generator=order), training.batch_size)
+    ]
+    fit(
+        _Loss(network, training.label_smoothing),
+        lambda step: (images[steps[step]], labels[steps[step]]),
+        Optimization(len(steps), training.learning_rate, weight_decay=training.weight_decay, on_cpu=True),
+        report=lambda line: LOG.debug("%s: %s", type(network).__name__.strip("_").lower(), line),
+    )
 
 
 @torch.no_grad()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -122,6 +122,65 @@ def _network(model: LoadedModel, evaluator: Evaluator, spec: Training) -> nn.Mod
     return losses if bits is None else _RoundedLosses(losses, bits)
 
 
+@dataclass(frozen=True)
+class Optimization:
+    """AdamW on a schedule of learning rates.
+
+    Attributes:
+        num_steps: Of the whole training.
+        learning_rate: At its peak.
+        weight_decay: AdamW's.
+        schedule, warmup, clip_norm: As `training` has them in a recipe.
+        on_cpu: Whether it stays on the CPU, where there is a GPU too.
+    """
+
+    num_steps: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.1
+    clip_norm: float | None = 1.0
+    on_cpu: bool = False
+
+
+@dataclass(frozen=True)
+class States:
+    """States of a training on the disk, from which an interrupted one goes on.
+
+    Attributes:
+        folder: Where they are.
+        processes: Which of how many processes this is.
+        every: Steps after which one is written.
+    """
+
+    folder: TrainingFolder
+    processes: Processes
+    every: int
+
+    def resume(self, accelerator: Accelerator) -> list[float]:
+        """Load the latest state, and return the losses until then; none where there is no state."""
+        state = self.processes.first_decides(lambda: self.folder.latest)
+        if state is None:
+            return []
+        accelerator.load_state(str(state))
+        return self.folder.losses(state)
+
+    def keep_if_due(self, accelerator: Accelerator, losses: list[float]) -> None:
+        """Write the state after the last step, if it is one after which that is done."""
+        if len(losses) % self.every:
+            return
+        place = self.processes.first_decides(lambda: self.folder.writing(len(losses)))
+        noisy = logging.getLogger("accelerate.utils.other")
+        level = noisy.level
+        noisy.setLevel(logging.ERROR)  # it warns of tied weights, which a state holds once and loads well
+        try:
+            accelerator.save_state(str(place))
+        finally:
+            noisy.setLevel(level)
+        self.processes.wait()
+        self.processes.first_decides(lambda: self.folder.keep(place, losses))
+
+
 def train(
     model: LoadedModel,
     step_examples: StepExamples,
@@ -147,64 +206,93 @@ def train(
     Raises:
         NonFiniteError: If the loss is not finite.
     """
-    kwargs = DistributedDataParallelKwargs(find_unused_parameters=True)  # as CLIP's text tower
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False, kwargs_handlers=[kwargs]
-    )
-    network = _network(model, step_examples.evaluator, spec)
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=spec.learning_rate, weight_decay=spec.weight_decay)
-    schedule = get_scheduler(_SCHEDULES[spec.schedule], optimizer, int(spec.warmup * num_steps), num_steps)
-    network, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
-    model.network.train()
-    advance = advance or (lambda count: None)
-    losses = _resume(accelerator, folder, processes)
-    if losses:
-        report(f"going on after step {len(losses):,} of {num_steps:,}")
-        advance(len(losses))
-    for step in range(len(losses), num_steps):
+
+    def arguments(step: int) -> tuple[list[Any], float]:
         # Dropout depends on the step alone, whatever was drawn before.
         torch.manual_seed(seed_of(step_examples.seed, f"step {step}, process {processes.rank}"))
-        batches, factor = step_examples.encoded(model, step, processes)
-        loss = network(batches, factor)
+        return step_examples.encoded(model, step, processes)
+
+    optimization = Optimization(
+        num_steps,
+        spec.learning_rate,
+        weight_decay=spec.weight_decay,
+        schedule=spec.schedule,
+        warmup=spec.warmup,
+        clip_norm=spec.clip_norm,
+    )
+    losses = fit(
+        _network(model, step_examples.evaluator, spec),
+        arguments,
+        optimization,
+        States(folder, processes, spec.checkpoint_every),
+        report=report,
+        advance=advance,
+    )
+    model.network.eval()
+    return losses
+
+
+def fit(
+    network: nn.Module,
+    arguments: Callable[[int], tuple[Any, ...]],
+    optimization: Optimization,
+    states: States | None = None,
+    *,
+    report: Report = lambda line: None,
+    advance: Callable[[int], None] | None = None,
+) -> list[float]:
+    """Train the parameters of a network that are not frozen, in place, and return the loss of each step.
+
+    Args:
+        network: Returns the loss.
+        arguments: Returns what the network is called with in a step, by its number from 0.
+        optimization: Number of steps, and how each changes the parameters.
+        states: Where an interrupted call goes on; None begins anew.
+        report: Called with lines about the loss.
+        advance: Called with the number of steps that were done.
+
+    Raises:
+        NonFiniteError: If the loss is not finite.
+    """
+    accelerator = _accelerator(optimization)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        trained, lr=optimization.learning_rate, weight_decay=optimization.weight_decay
+    )
+    num_steps = optimization.num_steps
+    kind, num_rising = _SCHEDULES[optimization.schedule], int(optimization.warmup * num_steps)
+    schedule = get_scheduler(kind, optimizer, num_rising, num_steps)
+    network, optimizer, schedule = accelerator.prepare(network, optimizer, schedule)
+    network.train()
+    advance = advance or (lambda count: None)
+    losses = states.resume(accelerator) if states else []
+    _tell_resumed(losses, num_steps, report, advance)
+    for step in range(len(losses), num_steps):
+        loss = network(*arguments(step))
         accelerator.backward(loss)
-        if spec.clip_norm is not None:
-            accelerator.clip_grad_norm_(trained, spec.clip_norm)
+        if optimization.clip_norm is not None:
+            accelerator.clip_grad_norm_(trained, optimization.clip_norm)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
         losses.append(_finite(accelerator.reduce(loss.detach(), "mean").item(), step))
         advance(1)
         _tell(losses, num_steps, report)
-        if len(losses) % spec.checkpoint_every == 0 and len(losses) < num_steps:
-            _keep(accelerator, folder, losses, processes)
-    model.network.eval()
+        if states and len(losses) < num_steps:
+            states.keep_if_due(accelerator, losses)
     return losses
 
 
-def _resume(accelerator: Accelerator, folder: TrainingFolder, processes: Processes) -> list[float]:
-    """Load the latest state, and return the losses until then; none where there is no state."""
-    state = processes.first_decides(lambda: folder.latest)
-    if state is None:
-        return []
-    accelerator.load_state(str(state))
-    return folder.losses(state)
-
-
-def _keep(
-    accelerator: Accelerator, folder: TrainingFolder, losses: list[float], processes: Processes
-) -> None:
-    """Write the state after the last step."""
-    place = processes.first_decides(lambda: folder.writing(len(losses)))
-    noisy = logging.getLogger("accelerate.utils.other")
-    level = noisy.level
-    noisy.setLevel(logging.ERROR)  # it warns of tied weights, which a state holds once and loads well
-    try:
-        accelerator.save_state(str(place))
-    finally:
-        noisy.setLevel(level)
-    processes.wait()
-    processes.first_decides(lambda: folder.keep(place, losses))
+def _accelerator(optimization: Optimization) -> Accelerator:
+    kwargs = DistributedDataParallelKwargs(find_unused_parameters=True)  # as CLIP's text tower
+    if optimization.on_cpu:
+        # device_placement=False: tensors stay on the CPU even where accelerate has settled on a GPU.
+        return Accelerator(
+            cpu=True, device_placement=False, mixed_precision="no", step_scheduler_with_optimizer=False
+        )
+    return Accelerator(
+        cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False, kwargs_handlers=[kwargs]
+    )
 
 
 def _finite(loss: float, step: int) -> float:
@@ -216,6 +304,14 @@ def _finite(loss: float, step: int) -> float:
             hint="Lower training.learning_rate, or clip gradients by training.clip_norm.",
         )
     return loss
+
+
+def _tell_resumed(
+    losses: list[float], num_steps: int, report: Report, advance: Callable[[int], None]
+) -> None:
+    if losses:
+        report(f"going on after step {len(losses):,} of {num_steps:,}")
+        advance(len(losses))
 
 
 def _tell(losses: list[float], num_steps: int, report: Report) -> None:
@@ -249,10 +345,14 @@ def frozen_parameters(model: LoadedModel, patterns: tuple[str, ...]) -> None:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Leave the random numbers of the process, and accelerate's idea of its device, as they were."""
+def undisturbed(gpus: Sequence[int] | None = None) -> Iterator[None]:
+    """Leave the random numbers of the process, and accelerate's idea of its device, as they were.
+
+    Args:
+        gpus: Those whose random numbers are used; None is all.
+    """
     states = [(kind, dict(kind._shared_state)) for kind in (PartialState, AcceleratorState, GradientState)]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=gpus):
         try:
             yield
         finally:
