@@ -84,8 +84,11 @@ class Page:
 
     def _receive(self) -> dict[str, Any]:
         deadline = time.monotonic() + 60
+        # Unlike `select`, it also takes descriptors above 1023.
+        events = select.poll()
+        events.register(self._read, select.POLLIN)
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._read], [], [], deadline - time.monotonic())
+            ready = events.poll(1000 * max(0.0, deadline - time.monotonic()))
             part = os.read(self._read, 1 << 16) if ready else b""
             assert part, "the browser does not answer"
             self._buffer += part
