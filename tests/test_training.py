@@ -35,8 +35,8 @@ from hub_magmax.files import code_digest
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.training import finetuning
-from hub_magmax.training.loop import Examples, StepExamples
 from hub_magmax.training.order import ExampleOrder, Mixture
+from hub_magmax.training.step_examples import Examples, StepExamples
 from tests.families import recipe_values, yaml_text
 from tests.learners import CLASSES, TEXTS, Stopped, stop, stopping, training_recipe, write_learner
 from tests.tiny_llama import tokenizer

@@ -13,12 +13,12 @@ from hub_magmax.analysis.study_cost import announced, finals, ways
 from hub_magmax.analysis.tried_preferences import RECIPE, UNIFORM, known_weights, preferences_to_try
 from hub_magmax.analysis.tuning import CandidateScorer, Trial, best, best_by_group, examples_of
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.data import num_shared
 from hub_magmax.evaluation.evaluators import Evaluator, brings_data, unit_of
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
 from hub_magmax.evaluation.scoring import counted
+from hub_magmax.evaluation.shared_examples import num_shared
 from hub_magmax.evaluation.tables import Cell, Format, Measured, Shown, Table, Tabular
 from hub_magmax.files import named_after, write_text
 from hub_magmax.recipe.arguments import opened

@@ -47,7 +47,7 @@ def finetune(asked: RecipeOptions) -> Answer:
 
 
 def _table(trained: Sequence[Trained]) -> str:
-    """Return a line for each task: its checkpoint, whether it is new, and how its loss went."""
+    """Return a line for each task: its checkpoint, whether it is new, and how its losses went."""
     from hub_magmax.text import aligned
 
     rows = [(one.task, one.model, "trained" if one.is_new else "was there", _losses(one)) for one in trained]
@@ -55,4 +55,10 @@ def _table(trained: Sequence[Trained]) -> str:
 
 
 def _losses(one: Trained) -> str:
-    return f"loss {one.loss[0]:.4g} at first, {one.loss[-1]:.4g} at last" if one.loss else ""
+    if not one.loss:
+        return ""
+    told = f"loss {one.loss[0]:.4g} in the first steps, {one.loss[-1]:.4g} in the last"
+    if not one.held_out:
+        return told
+    best = one.held_out["best_step"]
+    return f"{told}; {dict(one.held_out['loss'])[best]:.4g} held out, after step {best:,}"

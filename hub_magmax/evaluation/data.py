@@ -360,23 +360,12 @@ def fingerprint(examples: Dataset, columns: Sequence[str]) -> str:
     hasher = hashlib.sha256(canonical_json(list(columns)).encode())
     for example in examples.select_columns(list(columns)):
         for column in columns:
-            for part in _parts(example[column]):
+            for part in content_parts(example[column]):
                 hasher.update(len(part).to_bytes(8, "little") + part)
     return "sha256:" + hasher.hexdigest()
 
 
-def num_shared(examples: Dataset, others: Dataset) -> int:
-    """Return how many of `examples` are among `others`, by the columns that both have."""
-    columns = sorted(set(examples.column_names) & set(others.column_names))
-
-    def rows(data: Dataset) -> list[tuple[tuple[bytes, ...], ...]]:
-        return [tuple(_parts(row[column]) for column in columns) for row in data.select_columns(columns)]
-
-    known = frozenset(rows(others)) if columns else frozenset()
-    return sum(row in known for row in rows(examples)) if columns else 0
-
-
-def _parts(value: Any) -> tuple[bytes, ...]:
+def content_parts(value: Any) -> tuple[bytes, ...]:
     """Return a value as bytes; an image as its mode and size, and its pixels."""
     if hasattr(value, "tobytes") and hasattr(value, "mode"):
         return f"{value.mode} {value.size}".encode(), value.tobytes()

@@ -34,6 +34,18 @@ class Capability(Spec):
     share: Share
 
 
+class HeldOut(Spec):
+    """Examples that a task is not trained on, and whose loss says when its training stops.
+
+    The loss is measured after `every` steps; `patience` is how many measurements without a lower one end the
+    training.
+    """
+
+    share: Share
+    every: Annotated[int, Field(ge=1)] = 20
+    patience: Annotated[int, Field(ge=1)] = 3
+
+
 class Training(Spec):
     """How `hub-magmax finetune` makes the checkpoints of tasks whose folders are not there yet.
 
@@ -44,13 +56,15 @@ class Training(Spec):
     of the steps, and then follows `schedule`. `clip_norm` is the most that the norm of a gradient may be.
     `frozen` are globs over names of parameters that keep their values. Without `seed` it is the recipe's.
     `checkpoint_every` is the number of steps after which an interrupted training can go on. `capability`
-    mixes examples against forgetting into those of every task. `quantization_aware` trains by the loss of
-    weights that are rounded as `evaluation.quantized` rounds them. `alternate` says how `hub-magmax
+    mixes examples against forgetting into those of every task. `held_out` stops a training early, and keeps
+    the weights with the lowest loss on a share of the task's own examples. `quantization_aware` trains by the
+    loss of weights that are rounded as `evaluation.quantized` rounds them. `alternate` says how `hub-magmax
     alternate` trains and merges in rounds.
     """
 
     data: Annotated[dict[TaskName, TrainingData], Field(min_length=1, max_length=MAX_TASKS)]
     capability: Capability | None = None
+    held_out: HeldOut | None = None
     order: Literal["sequential", "from_base"] = "sequential"
     evaluator: EvaluatorChoice | None = None
     epochs: Positive | None = None

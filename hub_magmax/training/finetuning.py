@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.columns import examples_for
 from hub_magmax.evaluation.data import fingerprint
 from hub_magmax.evaluation.data_keys import about_data
-from hub_magmax.evaluation.evaluators import Evaluator, columns_of, make_evaluator
+from hub_magmax.evaluation.evaluators import Evaluator, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import (
     LoadedModel,
     MissingParametersError,
@@ -44,7 +44,7 @@ from hub_magmax.training.record import RECORD_NAME, TrainingRecord, check_same, 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from hub_magmax.training.loop import StepExamples
+    from hub_magmax.training.step_examples import StepExamples
 
 
 #: Values of `training` that decide no byte of a checkpoint.
@@ -63,6 +63,7 @@ class Trained:
         model: Its checkpoint, as the recipe names it.
         is_new: Whether it was trained just now.
         loss: Means over successive parts of its training; empty for one that was not trained by us.
+        held_out: Losses of held-out examples and the step of the lowest, as its record has them.
         scores: Of the tasks until it, where they are a sequence and the recipe says how to score them.
     """
 
@@ -70,6 +71,7 @@ class Trained:
     model: str
     is_new: bool
     loss: tuple[float, ...] = ()
+    held_out: Mapping[str, Any] = field(default_factory=dict, hash=False)
     scores: Row = field(default_factory=dict, hash=False)
 
 
@@ -83,7 +85,13 @@ class Finetuned:
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON has them."""
         tasks = [
-            {"task": one.task, "model": one.model, "is_new": one.is_new, "loss": [*one.loss]}
+            {
+                "task": one.task,
+                "model": one.model,
+                "is_new": one.is_new,
+                "loss": [*one.loss],
+                "held_out": dict(one.held_out),
+            }
             for one in self.tasks
         ]
         return {"tasks": tasks, "forgetting": self.forgetting.to_dict() if self.forgetting else None}
@@ -152,11 +160,12 @@ class _TaskTrainer:
         """Train what is missing, all of whose examples are loaded first, and return all tasks."""
         missing, kept = self.processes.first_decides(self.missing), self.spec.capability
         self._check_starts(missing)
-        specs = {name: self.spec.data[name] for name in self.recipe.task_names if name in missing}
-        examples = {name: self.examples(data) for name, data in specs.items()}
+        names = [name for name in self.recipe.task_names if name in missing]
         aside = [self.examples(kept.data)] if kept and missing else []
+        rows = {name: [self.examples(self.spec.data[name]), *aside] for name in names}
+        steps = {name: self._step_examples(name, rows[name]) for name in names}
         return tuple(
-            self.train(task, [examples[task.name], *aside], measuring)
+            self.train(task, rows[task.name], steps[task.name], measuring)
             if task.name in missing
             else self.present(task, measuring)
             for task in self.recipe.tasks
@@ -227,8 +236,10 @@ class _TaskTrainer:
         if record is not None and task.name in self.spec.data:
             check_same(record.identity, {"settings": self._settings(task)}, self._path(task))
         self.report(f"{task.name}: {task.model} is there{'' if record else ', trained elsewhere'}")
-        loss, scores = (record.loss, record.scores) if record else ((), {})
-        return Trained(task.name, task.model, False, loss, self._scores(task, scores, measuring))
+        scores = self._scores(task, record.scores if record else {}, measuring)
+        if record is None:
+            return Trained(task.name, task.model, False, scores=scores)
+        return Trained(task.name, task.model, False, record.loss, record.held_out, scores)
 
     def _scores(self, task: Task, known: Row, measuring: Measuring | None) -> Row:
         """Return the scores of a checkpoint that is there, measured if the known ones are of others."""
@@ -247,27 +258,27 @@ class _TaskTrainer:
         """Load the examples of a task, or of the capability."""
         return examples_for(self._evaluator, data, self.recipe, {})
 
-    def _step_examples(self, task: Task, rows: Sequence[Dataset]) -> StepExamples:
+    def _step_examples(self, task: str, rows: Sequence[Dataset]) -> StepExamples:
         """Return the examples of each step of a task, from those of the task and of the capability."""
-        from hub_magmax.training.loop import Examples, StepExamples
-        from hub_magmax.training.order import ExampleOrder, Mixture, seed_of
+        from hub_magmax.training.step_examples import step_examples_of
 
-        kept, seed = self.spec.capability, seed_of(self.seed, f"task {task.name}")
-        specs = [self.spec.data[task.name], *([kept.data] if kept else [])]
-        parts = tuple(
-            Examples(found, columns_of(data), ExampleOrder(len(found), seed_of(seed, f"part {number}")))
-            for number, (found, data) in enumerate(zip(rows, specs, strict=True))
-        )
-        mixture = Mixture(self.spec.batch_size, kept.share if kept else 0.0)
-        return StepExamples(self._evaluator, parts, mixture, seed)
+        return step_examples_of(self.spec, task, rows, self._evaluator, self.seed)
 
-    def train(self, task: Task, rows: Sequence[Dataset], measuring: Measuring | None) -> Trained:
+    def train(
+        self,
+        task: Task,
+        rows: Sequence[Dataset],
+        step_examples: StepExamples,
+        measuring: Measuring | None,
+    ) -> Trained:
         """Train one task on its own examples and those of the capability, and write its checkpoint."""
         from hub_magmax.training.loop import frozen_parameters, train
         from hub_magmax.training.states import TrainingFolder
 
-        folder, step_examples = TrainingFolder(self._path(task)), self._step_examples(task, rows)
-        num_steps = self.spec.steps or step_examples.mixture.num_steps(self.spec.epochs or 1, len(rows[0]))
+        folder = TrainingFolder(self._path(task))
+        num_steps = self.spec.steps or step_examples.mixture.num_steps(
+            self.spec.epochs or 1, len(step_examples.parts[0].rows)
+        )
         doing = f"training {task.name} for {number_of(num_steps, 'step')}, from {self._start(task)}"
         with step(doing, self.report):
             locked = lock_source(self.recipe, self._start(task), hash_files=True)
@@ -281,7 +292,7 @@ class _TaskTrainer:
                     about_data(self.recipe, self.spec.data[task.name]),
                     opened(self.progress, num_steps, doing, "steps") as advance,
                 ):
-                    losses = train(
+                    course = train(
                         model,
                         step_examples,
                         self.spec,
@@ -296,12 +307,14 @@ class _TaskTrainer:
                     self._write(model, locked, folder.finished)
                 self.processes.wait()
                 scores = measuring.row(task.name, ModelPlace(str(folder.finished))) if measuring else {}
-                record = replace(record, loss=in_parts(losses), scores=scores)
+                record = replace(
+                    record, loss=in_parts(course.losses), held_out=course.held_out, scores=scores
+                )
                 if self.processes.is_first:
                     write_text(folder.finished / RECORD_NAME, record.to_json())
                     folder.publish()
             self.processes.wait()
-        return Trained(task.name, task.model, True, record.loss, scores)
+        return Trained(task.name, task.model, True, record.loss, record.held_out, scores)
 
     def _told(self, task: Task) -> Report:
         return lambda line: self.report(f"{task.name}: {line}")

@@ -6,9 +6,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -18,18 +19,17 @@ from torch.func import functional_call
 from transformers import get_scheduler
 
 from hub_magmax.errors import NonFiniteError, RecipeError
-from hub_magmax.evaluation.evaluators import Columns, Evaluator
+from hub_magmax.evaluation.evaluators import Evaluator
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.quantizing import straight_through
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.training import Training
 from hub_magmax.recipe.values import num_bits
 from hub_magmax.text import Report, nearest
-from hub_magmax.training.order import ExampleOrder, Mixture, seed_of
+from hub_magmax.training.order import seed_of
 from hub_magmax.training.states import TrainingFolder
-
-if TYPE_CHECKING:
-    from datasets import Dataset
+from hub_magmax.training.step_examples import StepExamples
+from hub_magmax.training.stopping import Watch, held_out_loss
 
 #: Lines about the loss in one task's training.
 NUM_REPORTS = 10
@@ -38,53 +38,16 @@ _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Examples of one kind, in the order in which they are seen.
+class Course:
+    """Losses of one task's training.
 
     Attributes:
-        rows, columns: All examples, and their columns.
-        order: Which of them come when.
+        losses: Of each step.
+        held_out: As `Watch.to_dict` returns it, where examples were held out.
     """
 
-    rows: Dataset
-    columns: Columns
-    order: ExampleOrder
-
-
-@dataclass(frozen=True)
-class StepExamples:
-    """Examples of each step of a task, as its model reads them.
-
-    Attributes:
-        evaluator: Encodes them, and gives each a loss.
-        parts: Examples of the task, and of a capability if there are some.
-        mixture: How many of each a step has.
-        seed: Of dropout.
-    """
-
-    evaluator: Evaluator
-    parts: tuple[Examples, ...]
-    mixture: Mixture
-    seed: int
-
-    def encoded(self, model: LoadedModel, step: int, processes: Processes) -> tuple[list[Any], float]:
-        """Return this process's share of a step in batches, and by what its summed loss is multiplied.
-
-        accelerate takes the mean of the processes' gradients, which is then that of all examples of the step.
-        """
-        ends = zip(self.mixture.until(step), self.mixture.until(step + 1), strict=True)
-        numbers = [
-            (part, number)
-            for part, (start, end) in zip(self.parts, ends, strict=False)
-            for number in part.order.between(start, end)
-        ]
-        own = numbers[processes.rank :: processes.count]
-        batches: list[Any] = []
-        for part in self.parts:
-            if chosen := [number for other, number in own if other is part]:
-                rows = part.rows.select(chosen)
-                batches += self.evaluator.encode(model, rows, part.columns, len(chosen))
-        return batches, processes.count / len(numbers)
+    losses: list[float]
+    held_out: dict[str, Any] = field(default_factory=dict)
 
 
 class _Losses(nn.Module):
@@ -115,9 +78,9 @@ class _RoundedLosses(nn.Module):
         return total
 
 
-def _network(model: LoadedModel, evaluator: Evaluator, spec: Training) -> nn.Module:
+def _network(model: LoadedModel, evaluator: Evaluator, spec: Training, smoothing: float) -> nn.Module:
     """Return what computes the loss."""
-    losses = _Losses(model, evaluator, spec.label_smoothing)
+    losses = _Losses(model, evaluator, smoothing)
     bits = num_bits(spec.quantization_aware)
     return losses if bits is None else _RoundedLosses(losses, bits)
 
@@ -151,24 +114,35 @@ class States:
         folder: Where they are.
         processes: Which of how many processes this is.
         every: Steps after which one is written.
+        watch: Part of the state that ends the training early; None where nothing does.
     """
 
     folder: TrainingFolder
     processes: Processes
     every: int
+    watch: Watch | None = None
 
     def resume(self, accelerator: Accelerator) -> list[float]:
         """Load the latest state, and return the losses until then; none where there is no state."""
+        if self.watch is not None:
+            accelerator.register_for_checkpointing(self.watch)
         state = self.processes.first_decides(lambda: self.folder.latest)
         if state is None:
             return []
         accelerator.load_state(str(state))
         return self.folder.losses(state)
 
-    def keep_if_due(self, accelerator: Accelerator, losses: list[float]) -> None:
-        """Write the state after the last step, if it is one after which that is done."""
-        if len(losses) % self.every:
-            return
+    def ends(self, accelerator: Accelerator, losses: list[float], num_steps: int) -> bool:
+        """Say whether the last step ends the training; write the state after it where that is due."""
+        done = len(losses)
+        is_over = self.watch is not None and self.watch.stops(done, num_steps)
+        if is_over or done == num_steps:
+            return True
+        if done % self.every == 0:
+            self._keep(accelerator, losses)
+        return False
+
+    def _keep(self, accelerator: Accelerator, losses: list[float]) -> None:
         place = self.processes.first_decides(lambda: self.folder.writing(len(losses)))
         noisy = logging.getLogger("accelerate.utils.other")
         level = noisy.level
@@ -190,8 +164,10 @@ def train(
     processes: Processes,
     report: Report,
     advance: Callable[[int], None] | None,
-) -> list[float]:
-    """Train a model in place, from its latest state if there is one, and return the loss of each step.
+) -> Course:
+    """Train a model in place, from its latest state if there is one, and return how its losses went.
+
+    Where examples are held out it ends with the weights at their lowest loss.
 
     Args:
         model: In float32; what the recipe freezes is frozen.
@@ -220,16 +196,31 @@ def train(
         warmup=spec.warmup,
         clip_norm=spec.clip_norm,
     )
+    watch = _watch(model, step_examples, spec, processes, report)
     losses = fit(
-        _network(model, step_examples.evaluator, spec),
+        _network(model, step_examples.evaluator, spec, spec.label_smoothing),
         arguments,
         optimization,
-        States(folder, processes, spec.checkpoint_every),
+        States(folder, processes, spec.checkpoint_every, watch),
         report=report,
         advance=advance,
     )
     model.network.eval()
-    return losses
+    if watch is None:
+        return Course(losses)
+    watch.restore()
+    return Course(losses, watch.to_dict())
+
+
+def _watch(
+    model: LoadedModel, step_examples: StepExamples, spec: Training, processes: Processes, report: Report
+) -> Watch | None:
+    """Return what measures the loss of held-out examples, without label smoothing; None without them."""
+    if spec.held_out is None:
+        return None
+    network = _network(model, step_examples.evaluator, spec, 0.0)
+    loss = partial(held_out_loss, model, network, step_examples, processes)
+    return Watch(spec.held_out, model.network, loss, report)
 
 
 def fit(
@@ -278,8 +269,8 @@ def fit(
         losses.append(_finite(accelerator.reduce(loss.detach(), "mean").item(), step))
         advance(1)
         _tell(losses, num_steps, report)
-        if states and len(losses) < num_steps:
-            states.keep_if_due(accelerator, losses)
+        if states and states.ends(accelerator, losses, num_steps):
+            break
     return losses
 
 

@@ -33,6 +33,7 @@ class TrainingRecord:
         data: Names, number and fingerprint of its examples.
         run: Steps, processes, precision and versions of packages.
         loss: Means over successive parts of the steps, each of the same length.
+        held_out: As `stopping.Watch` has it, where examples were held out.
         scores: Of the tasks until this one, as `forgetting.Measuring` gives them, if it did.
     """
 
@@ -42,6 +43,7 @@ class TrainingRecord:
     data: Mapping[str, Any]
     run: Mapping[str, Any]
     loss: tuple[float, ...] = ()
+    held_out: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
