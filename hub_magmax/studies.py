@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
+from hub_magmax.analysis.pair_sums import measure_pairs
 from hub_magmax.analysis.study_journal import study_journal
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import HubMagmaxError, RecipeError
@@ -63,6 +64,7 @@ def diagnose(
     recipe: RecipeLike,
     locked: LockLike | None = None,
     *,
+    rank: int | None = None,
     report: Report = lambda line: None,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> Diagnosis:
@@ -71,6 +73,7 @@ def diagnose(
     Args:
         recipe: What would be merged.
         locked: Its lock; made now where it is not given.
+        rank: Measure pairs of tasks too, with so many directions of each matrix; 0 without any.
         report: Called with a line of text at each long step.
         progress: Called with the bytes of the output that the tensors read since the last call stand for.
 
@@ -79,7 +82,9 @@ def diagnose(
         NonFiniteError: At a NaN or infinity in a checkpoint.
     """
     recipe = as_recipe(recipe)
-    return diagnosing.diagnose(plan(recipe, locked or lock(recipe, report=report)), progress=progress)
+    planned = plan(recipe, locked or lock(recipe, report=report))
+    found = diagnosing.diagnose(planned, progress=progress)
+    return found if rank is None else replace(found, metrics=measure_pairs(planned, rank=rank))
 
 
 @checked

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -102,22 +102,38 @@ def diagnose(
         RecipeError: If rules, or a stack of layers, leave nothing to merge.
     """
     started = time.perf_counter()
+    with opened_plan(plan, sources) as (opened, ordered, reader):
+        layers, changed = _Layers(opened), set[str]()
+        for sums in _looks(opened, ordered, reader, sample):
+            layers.add(sums)
+            changed |= {job.name for job, same in zip(sums.jobs, sums.same, strict=True) if not same.all()}
+            progress(sum(job.num_bytes for job in sums.jobs))
+        matrices = _largest_matrices(opened, changed)
+        return layers.conclude(
+            [_overlap(job, stored_chunks(job, ordered, reader)) for job in matrices], started
+        )
+
+
+@contextmanager
+def opened_plan(
+    plan: Plan, sources: Mapping[str, TensorSource] | None = None
+) -> Iterator[tuple[Plan, list[TensorSource], ThreadPoolExecutor]]:
+    """Open the checkpoints of a plan: yield it, the base model and the tasks in order, and what reads ahead.
+
+    Raises:
+        RecipeError: If rules, or a stack of layers, leave nothing to merge.
+    """
     with ExitStack() as stack:
         opened = sources or stack.enter_context(open_checkpoints(plan.recipe, plan.lock))
         if plan.ranks:  # an adapter's factors are no tensors of the checkpoints
             plan = make_plan(plan.recipe, plan.lock, opened)
+        if not any(job.num_elements for job in plan.merged):
+            raise RecipeError("nothing is merged, so there is nothing to diagnose")
         reader = stack.enter_context(ThreadPoolExecutor(1))
         stack.enter_context(one_thread())
         stack.enter_context(torch.inference_mode())
         base = opened["base_model"]
-        ordered = [opened[name].merged_with(base) for name in plan.lock.sources]
-        layers, changed = _Layers(plan), set[str]()
-        for sums in _looks(plan, ordered, reader, sample):
-            layers.add(sums)
-            changed |= {job.name for job, same in zip(sums.jobs, sums.same, strict=True) if not same.all()}
-            progress(sum(job.num_bytes for job in sums.jobs))
-        matrices = _largest_matrices(plan, changed)
-        return layers.conclude([_overlap(job, _chunks(job, ordered, reader)) for job in matrices], started)
+        yield plan, [opened[name].merged_with(base) for name in plan.lock.sources], reader
 
 
 def _looks(
@@ -125,8 +141,6 @@ def _looks(
 ) -> Iterator[TensorSums]:
     """Read the merged tensors one after the other; `ordered` holds the base model, then the tasks."""
     jobs = [job for job in plan.merged if job.num_elements]
-    if not jobs:
-        raise RecipeError("nothing is merged, so there is nothing to diagnose")
     for source in ordered:
         source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered), in_part=True)
     most = _TOGETHER // len(ordered)
@@ -135,10 +149,13 @@ def _looks(
         if len(window) > 1:
             yield from _look_together(window, ordered, reader)
         else:
-            yield _look_alone(window[0], _chunks(window[0], ordered, reader), sample)
+            yield _look_alone(window[0], stored_chunks(window[0], ordered, reader), sample)
 
 
-def _chunks(job: TensorJob, ordered: Sequence[TensorSource], reader: ThreadPoolExecutor) -> StoredChunks:
+def stored_chunks(
+    job: TensorJob, ordered: Sequence[TensorSource], reader: ThreadPoolExecutor
+) -> StoredChunks:
+    """Return the chunks of a tensor of the base model, which comes first, and of some tasks."""
     base, *tasks = ordered
     return StoredChunks(job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, reader)
 
@@ -179,7 +196,7 @@ def _look_together(
         if not sums.count(base, checkpoints):
             for number, job in enumerate(jobs):
                 values = [Stored.of(rows[number]) for rows in (base, *checkpoints)]
-                chunks = _chunks(job, ordered, reader)
+                chunks = stored_chunks(job, ordered, reader)
                 chunks.check(math.nan, RawChunk([(0, job.num_elements)], partial(list, values)))
         yield sums
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import click
+
 from hub_magmax.cli.options import (
     RecipeOptions,
     changed_recipe,
@@ -90,18 +92,28 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
 
 @verb
 @recipe_options
+@click.option("--metrics", is_flag=True, help="Measure pairs of tasks: do they merge well?")
+@click.option(
+    "--rank", type=click.IntRange(0), default=10, help="Directions of each matrix that metrics compare; 10."
+)
 @format_option
-def diagnose(asked: RecipeOptions, form: Format) -> Answer:
+def diagnose(asked: RecipeOptions, metrics: bool, rank: int, form: Format) -> Answer:
     """Read RECIPE's checkpoints once, and say what is odd in them.
 
     Exits with 1 if one of them has a fault, for which a merge would be refused.
+    --metrics reads every element, once; directions of matrices take longer, and
+    how long is said before.
 
     \b
-    Example:
+    Examples:
       hub-magmax diagnose recipe.yaml
+      hub-magmax diagnose recipe.yaml --metrics --rank 0
     """
+    from dataclasses import replace
+
     from hub_magmax.analysis.diagnosing import FILES, write_diagnosis
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
+    from hub_magmax.analysis.pair_sums import cost_of_directions, measure_pairs
     from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, lock_journal, read_asked
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
@@ -116,6 +128,11 @@ def diagnose(asked: RecipeOptions, form: Format) -> Answer:
     planned = make_plan(found, locked)
     with progress(planned.bytes_out, "diagnosing") as advance:
         diagnosis = do_diagnose(planned, progress=advance)
+    if metrics:
+        if cost := cost_of_directions(planned, rank):
+            say(cost)
+        with progress(planned.bytes_out, "measuring pairs of tasks") as advance:
+            diagnosis = replace(diagnosis, metrics=measure_pairs(planned, rank=rank, progress=advance))
     files = [*write_diagnosis(diagnosis, place), *linked_card(asked, place)]
     text = table_and(files, diagnosis.table(form), form)
     return Answer(json.loads(diagnosis.to_json()), text, exit_code=ERROR if diagnosis.suspects else 0)

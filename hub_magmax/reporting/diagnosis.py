@@ -23,6 +23,7 @@ from hub_magmax.planning.findings.faults import (
 )
 from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.reporting.diagnosis_groups import Group, Overlap, total
+from hub_magmax.reporting.pair_metrics import PairMetrics
 from hub_magmax.text import number_of
 
 #: Files that a diagnosis writes, beside the merged model where there is one.
@@ -50,6 +51,7 @@ class Diagnosis(Tabular):
         seconds: That the pass took.
         method: That is going to merge them.
         norms: As the recipe has it, which scales task vectors to a common length.
+        metrics: Of pairs of tasks, where they were asked for.
     """
 
     tasks: tuple[str, ...]
@@ -62,6 +64,7 @@ class Diagnosis(Tabular):
     seconds: float
     method: str = "tunable_magmax"
     norms: str | None = None
+    metrics: PairMetrics | None = None
 
     @cached_property
     def whole(self) -> Group:
@@ -104,14 +107,17 @@ class Diagnosis(Tabular):
     def table(self, form: Format = "text") -> str:
         """Return verdict, findings, and numbers by task and by pair.
 
-        Markdown and LaTeX have a second table with a row for each pair; CSV has a row for each task, and no
-        sentences.
+        Markdown and LaTeX have a second table with a row for each pair, and one of metrics; CSV has a row for
+        each task, and no sentences.
         """
         if form == "text":
             return self._text()
         if form == "csv" or len(self.tasks) < 2:
             return (self._wide() if form == "csv" else self.as_table()).write(form)
-        return f"{self.as_table().write(form)}\n\n{self.pairs().write(form)}"
+        tables = [self.as_table(), self.pairs()]
+        if self.metrics:
+            tables.append(self.metrics.as_table(self.tasks))
+        return "\n\n".join(table.write(form) for table in tables)
 
     def _text(self) -> str:
         looked = f"{self.whole.num_looked_at:,} of {self.whole.num_elements:,} elements"
@@ -132,6 +138,8 @@ class Diagnosis(Tabular):
                     f"directions in {overlap.matrix}: shared {shares.mean():.3f} on average, up to "
                     f"{shares.max():.3f}; by chance {overlap.chance:.3f}"
                 )
+        if self.metrics:
+            lines += ["", self.metrics.as_table(self.tasks).write()]
         return "\n".join(lines)
 
     def as_table(self) -> Table:
