@@ -147,13 +147,15 @@ class SitesVictim(Victim):
             return f"other bytes in {wrong}"
         if len(there) < len(self.more_values["sites"]):
             return "absent"
-        # The folder that a site was written in may still be there, which the same command then removes.
-        left = [name for name in found if name not in self.expected and ".partial/" not in name]
+        # The folder that a site was written in may still be there, or a report that was written once more;
+        # the same command then removes both.
+        more = [name for name in found if name not in self.expected and ".partial/" not in name]
+        left = [name for name in more if not name.endswith(".tmp")]
         return f"files {left} are surplus" if left else "complete"
 
     def leftovers(self) -> list[str]:
-        written_in = (str(path.relative_to(self.folder)) for path in self.output.glob("*.partial"))
-        return sorted([*super().leftovers(), *written_in])
+        ours = (*self.output.glob("*.partial"), *self.output.rglob("*.tmp"))
+        return sorted([*super().leftovers(), *(str(path.relative_to(self.folder)) for path in ours)])
 
 
 def contents(folder: Path) -> dict[str, str]:

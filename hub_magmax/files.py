@@ -20,6 +20,9 @@ from hub_magmax.errors import HubMagmaxError, OutputError
 
 Value = TypeVar("Value")
 
+#: What the name of a file ends with until all of it is on the disk.
+_UNFINISHED = ".tmp"
+
 
 def canonical_json(value: Any) -> str:
     """Return the one JSON text of `value`: sorted keys, no spaces, no NaN.
@@ -179,7 +182,7 @@ def write_durably(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: If it cannot be written; nothing is left of it then.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + _UNFINISHED)
     try:
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -190,6 +193,12 @@ def write_durably(path: Path, content: str | bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+def killed_writes(folder: Path) -> list[Path]:
+    """Return what `write_durably` left beside files of a folder when it was killed before its last step."""
+    found = sorted(folder.glob(f"*{_UNFINISHED}"))
+    return [path for path in found if path.is_file() and path.with_suffix("").is_file()]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -41,6 +41,19 @@ def test_run_pushes_what_the_recipe_asks_for(family, hub, repo):
     assert hub.read(repo, "README.md").startswith(b"---\n")
 
 
+def test_what_a_killed_command_left_of_a_file_is_not_published_and_the_same_command_removes_it(
+    family, hub, repo
+):
+    folder = merged(family)
+    left = folder / "merge_report.json.tmp"
+    for name in (left.name, "notes.tmp"):  # nothing of ours is called like the second
+        (folder / name).write_text("{")
+    push(folder, repo)
+    assert left.name not in hub.files(repo) and "notes.tmp" in hub.files(repo)
+    merged(family)
+    assert not left.exists() and (folder / "notes.tmp").exists()
+
+
 def test_weights_of_an_earlier_push_do_not_stay(family, hub, repo, tmp_path):
     push(merged(family, shard_size="1KB"), repo)
     (family / "merged").rename(tmp_path / "old")

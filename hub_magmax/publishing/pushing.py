@@ -10,6 +10,7 @@ from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME, SELEC
 from hub_magmax.checkpoints.side_files import is_safe, is_side_file
 from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, is_of_another
+from hub_magmax.files import killed_writes
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, read_report
 from hub_magmax.publishing.commits import (
     Destination,
@@ -112,7 +113,8 @@ def contents_of(folder: Path, repo_id: str) -> dict[str, Path | bytes]:
     Of sub-folders these are the files that the merge wrote.
     """
     written = filter(is_safe, read_report(folder / REPORT_NAME).files)
-    names = {path.name for path in folder.iterdir()} | {*written}
+    unfinished = {path.name for path in killed_writes(folder)}
+    names = {path.name for path in folder.iterdir()} - unfinished | {*written}
     contents: dict[str, Path | bytes] = {
         name: folder / name for name in sorted(names) if (folder / name).is_file()
     }

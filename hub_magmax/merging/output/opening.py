@@ -19,7 +19,7 @@ from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.errors import OutputError
-from hub_magmax.files import digest, sha256_of, write_text
+from hub_magmax.files import digest, killed_writes, sha256_of, write_text
 from hub_magmax.merging.output.libraries import (
     NotOpenedError,
     Opened,
@@ -44,12 +44,20 @@ def report_opening(
 ) -> MergeReport:
     """Open the output as its library does, unless the report tells of it, and return the report that does.
 
+    What a killed command left of our own files in the folder is removed.
+
     Raises:
         OutputError: If tensors do not fit its configuration, in every process.
     """
 
-    @step("opening the merged model as its library does")
     def look() -> MergeReport | OutputError:
+        for path in killed_writes(plan.recipe.output_path):
+            if path.stem in _OWN_FILES:
+                path.unlink(missing_ok=True)
+        return merged if merged.opened else opened()
+
+    @step("opening the merged model as its library does")
+    def opened() -> MergeReport | OutputError:
         try:
             done = replace(merged, opened=open_output(plan, plan.recipe.output_path, cache))
         except OutputError as error:
@@ -57,7 +65,7 @@ def report_opening(
         write_text(plan.recipe.output_path / REPORT_NAME, done.to_json())
         return done
 
-    found = merged if merged.opened else processes.first_decides(look)
+    found = processes.first_decides(look)
     if isinstance(found, OutputError):
         raise found
     return found
