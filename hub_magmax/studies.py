@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
-from hub_magmax.analysis.pair_sums import measure_pairs
+from hub_magmax.analysis.pair_sums import measured_pairs
 from hub_magmax.analysis.study_journal import study_journal
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import HubMagmaxError, RecipeError
@@ -65,6 +65,7 @@ def diagnose(
     locked: LockLike | None = None,
     *,
     rank: int | None = None,
+    examples: int = 0,
     report: Report = lambda line: None,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> Diagnosis:
@@ -74,6 +75,7 @@ def diagnose(
         recipe: What would be merged.
         locked: Its lock; made now where it is not given.
         rank: Measure pairs of tasks too, with so many directions of each matrix; 0 without any.
+        examples: Of each task, on which pairs of models run then.
         report: Called with a line of text at each long step.
         progress: Called with the bytes of the output that the tensors read since the last call stand for.
 
@@ -84,7 +86,11 @@ def diagnose(
     recipe = as_recipe(recipe)
     planned = plan(recipe, locked or lock(recipe, report=report))
     found = diagnosing.diagnose(planned, progress=progress)
-    return found if rank is None else replace(found, metrics=measure_pairs(planned, rank=rank))
+    return (
+        found
+        if rank is None
+        else replace(found, metrics=measured_pairs(planned, rank, examples, report=report))
+    )
 
 
 @checked

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 
 from hub_magmax.analysis.diagnosing import opened_plan, stored_chunks
+from hub_magmax.analysis.pair_examples import NOTHING, Examined, examine_pairs, why_not
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import RecipeError
 from hub_magmax.merging.chunk_memory import ChunkMemory
 from hub_magmax.methods.spectra import directions
 from hub_magmax.planning.plan import Plan, TensorJob
+from hub_magmax.recipe.arguments import opened
 from hub_magmax.reporting.pair_metrics import (
     NUM_STRENGTHS,
     SUBSPACES,
@@ -33,7 +35,7 @@ from hub_magmax.reporting.pair_metrics import (
     effective_rank,
     evaluate,
 )
-from hub_magmax.text import format_bytes, format_seconds
+from hub_magmax.text import ProgressBar, Report, format_bytes, format_seconds, unseen
 
 #: Directions of each matrix that the paper compares.
 RANK = 10
@@ -55,7 +57,7 @@ def measure_pairs(
     rank: int = RANK,
     sources: Mapping[str, TensorSource] | None = None,
     progress: Callable[[int], None] = lambda num_bytes: None,
-    examined: tuple[Mapping[Part, Any], int] = ({}, 0),
+    examined: Examined = NOTHING,
 ) -> PairMetrics:
     """Return the metrics of every pair of task vectors.
 
@@ -64,7 +66,7 @@ def measure_pairs(
         rank: Directions of each matrix that are compared; 0 for none.
         sources: Open checkpoints by name, instead of those the lock names.
         progress: Called with the number of bytes that each finished tensor has.
-        examined: What is known of activations and gradients already, and the number of examples of each task.
+        examined: Of activations and gradients.
 
     Raises:
         NonFiniteError: At a NaN or infinity.
@@ -73,8 +75,8 @@ def measure_pairs(
     if len(plan.lock.tasks) < 2:
         raise RecipeError("there is one task, and metrics are of pairs", expected="two tasks or more")
     started = time.perf_counter()
-    with opened_plan(plan, sources) as (opened, ordered, reader):
-        jobs = [job for job in opened.merged if job.num_elements]
+    with opened_plan(plan, sources) as (found, ordered, reader):
+        jobs = [job for job in found.merged if job.num_elements]
         tasks = range(len(ordered) - 1)
         sums = _sums(jobs, ordered, reader, progress)
         chosen = _matrices(jobs) if rank else []
@@ -84,15 +86,44 @@ def measure_pairs(
     known: dict[Part, Any] = {"task vectors": Gram.of(sums.sum(0)), "tensors": _layerwise(sums)}
     if chosen:
         known["subspaces"] = spaces.means()
-    known |= examined[0]
+    known |= examined.parts
     return PairMetrics(
         evaluate(known, len(tasks)),
         rank,
         sum(job.num_elements for job in jobs),
         len(chosen),
-        examined[1],
+        examined.num_examples,
         round(time.perf_counter() - started, 3),
     )
+
+
+def measured_pairs(
+    plan: Plan, rank: int, num_examples: int, *, report: Report, progress: ProgressBar = unseen
+) -> PairMetrics:
+    """Return all metrics of every pair of tasks that can be measured.
+
+    Args:
+        plan: Which tensors are merged.
+        rank: Directions of each matrix that are compared; 0 for none.
+        num_examples: Of each task, on which models run; 0 for none.
+        report: Called with what it costs, and with why there are no activations and gradients.
+        progress: Called with what is going to be counted, and its unit; opens what is called with each step.
+
+    Raises:
+        HubMagmaxError: As `measure_pairs` and `examine_pairs`.
+    """
+    if cost := cost_of_directions(plan, rank):
+        report(cost)
+    recipe, lock, examined = plan.recipe, plan.lock, NOTHING
+    if num_examples and (reason := why_not(recipe, lock)):
+        report(f"without activations and gradients: {reason}")
+    elif num_examples:
+        with opened(progress, math.comb(len(lock.tasks), 2), "running pairs of models", "pairs") as advance:
+            examined = examine_pairs(
+                recipe, lock, num_examples=num_examples, progress=advance or (lambda number: None)
+            )
+    with opened(progress, plan.bytes_out, "reading pairs of tasks", "bytes") as advance:
+        return measure_pairs(plan, rank=rank, progress=advance or (lambda number: None), examined=examined)
 
 
 def cost_of_directions(plan: Plan, rank: int) -> str:

@@ -96,13 +96,17 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
 @click.option(
     "--rank", type=click.IntRange(0), default=10, help="Directions of each matrix that metrics compare; 10."
 )
+@click.option(
+    "--examples", type=click.IntRange(0), default=10, help="Of each task, on which metrics run models; 10."
+)
 @format_option
-def diagnose(asked: RecipeOptions, metrics: bool, rank: int, form: Format) -> Answer:
+def diagnose(asked: RecipeOptions, metrics: bool, rank: int, examples: int, form: Format) -> Answer:
     """Read RECIPE's checkpoints once, and say what is odd in them.
 
     Exits with 1 if one of them has a fault, for which a merge would be refused.
     --metrics reads every element, once; directions of matrices take longer, and
-    how long is said before.
+    how long is said before. Where evaluation names examples of every task, the
+    tasks' models run on a few, for activations and gradients.
 
     \b
     Examples:
@@ -113,7 +117,7 @@ def diagnose(asked: RecipeOptions, metrics: bool, rank: int, form: Format) -> An
 
     from hub_magmax.analysis.diagnosing import FILES, write_diagnosis
     from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
-    from hub_magmax.analysis.pair_sums import cost_of_directions, measure_pairs
+    from hub_magmax.analysis.pair_sums import measured_pairs
     from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, lock_journal, read_asked
     from hub_magmax.pipeline import lock
     from hub_magmax.pipeline import plan as make_plan
@@ -129,10 +133,8 @@ def diagnose(asked: RecipeOptions, metrics: bool, rank: int, form: Format) -> An
     with progress(planned.bytes_out, "diagnosing") as advance:
         diagnosis = do_diagnose(planned, progress=advance)
     if metrics:
-        if cost := cost_of_directions(planned, rank):
-            say(cost)
-        with progress(planned.bytes_out, "measuring pairs of tasks") as advance:
-            diagnosis = replace(diagnosis, metrics=measure_pairs(planned, rank=rank, progress=advance))
+        measured = measured_pairs(planned, rank, examples, report=say, progress=progress)
+        diagnosis = replace(diagnosis, metrics=measured)
     files = [*write_diagnosis(diagnosis, place), *linked_card(asked, place)]
     text = table_and(files, diagnosis.table(form), form)
     return Answer(json.loads(diagnosis.to_json()), text, exit_code=ERROR if diagnosis.suspects else 0)
