@@ -41,6 +41,7 @@ WRITTEN_OUT = frozenset(
         "hub_magmax/merging/adapters.py: adapter_config",
         "hub_magmax/recipe/lockfile.py: LockedSource.label",
         "hub_magmax/reporting/front_matter.py: hub_id",
+        "hub_magmax/training/adapters.py: TrainedAdapter.write",
     }
 )
 

@@ -46,6 +46,7 @@ _PACKAGES = ("torch", "transformers", "huggingface_hub", "safetensors", "dataset
 _EXTRAS = {
     "quickstart": ("scikit-learn", "the small example"),
     "lm-eval": ("lm-eval", "its tasks as evaluation"),
+    "peft": ("peft", "LoRA adapters that finetune trains"),
     "signing": ("model-signing", "signatures"),
 }
 

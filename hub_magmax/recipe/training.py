@@ -20,6 +20,9 @@ from hub_magmax.recipe.values import (
     TaskName,
 )
 
+#: A pattern over names of parameters or layers, as transformers gives them.
+Glob = Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH)]
+
 
 class TrainingData(Data):
     """Examples that a task is trained on: by default the split `train`."""
@@ -46,6 +49,23 @@ class HeldOut(Spec):
     patience: Annotated[int, Field(ge=1)] = 3
 
 
+class Lora(Spec):
+    """A LoRA adapter in place of a task's whole checkpoint, trained by PEFT.
+
+    The change of each layer has no more than `rank` directions, and is scaled by `alpha` / `rank`, which is 1
+    where `alpha` is not given. `targets` are globs over names of linear layers, by default all but the head.
+    """
+
+    rank: Annotated[int, Field(ge=1, le=4096)]
+    alpha: Positive | None = None
+    targets: tuple[Glob, ...] = ()
+
+    @property
+    def scale_alpha(self) -> float:
+        """PEFT's `lora_alpha`."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
 class Training(Spec):
     """How `hub-magmax finetune` makes the checkpoints of tasks whose folders are not there yet.
 
@@ -58,8 +78,8 @@ class Training(Spec):
     `checkpoint_every` is the number of steps after which an interrupted training can go on. `capability`
     mixes examples against forgetting into those of every task. `held_out` stops a training early, and keeps
     the weights with the lowest loss on a share of the task's own examples. `quantization_aware` trains by the
-    loss of weights that are rounded as `evaluation.quantized` rounds them. `alternate` says how `hub-magmax
-    alternate` trains and merges in rounds.
+    loss of weights that are rounded as `evaluation.quantized` rounds them. `lora` trains adapters.
+    `alternate` says how `hub-magmax alternate` trains and merges in rounds.
     """
 
     data: Annotated[dict[TaskName, TrainingData], Field(min_length=1, max_length=MAX_TASKS)]
@@ -76,7 +96,8 @@ class Training(Spec):
     weight_decay: Annotated[Number, Field(ge=0)] = 0.01
     clip_norm: Positive | None = 1.0
     label_smoothing: Annotated[Number, Field(ge=0, lt=1)] = 0.0
-    frozen: tuple[Annotated[str, Field(min_length=1, max_length=MAX_PLACE_LENGTH)], ...] = ()
+    frozen: tuple[Glob, ...] = ()
+    lora: Lora | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     checkpoint_every: Annotated[int, Field(ge=1)] = 100
     quantization_aware: Bits | None = None

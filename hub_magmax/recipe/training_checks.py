@@ -27,6 +27,7 @@ def training_problems(recipe: Recipe) -> Iterator[Problem]:
         return
     yield from _place_problems(recipe)
     yield from _base_problems(recipe)
+    yield from _lora_problems(recipe)
     name = training_evaluator(recipe).name
     if not EVALUATORS.knows(name):
         return  # reported with its name
@@ -38,6 +39,22 @@ def training_problems(recipe: Recipe) -> Iterator[Problem]:
         yield from unread_prompts(name, ("training", "data", task), data)
     if spec.capability is not None:
         yield from unread_prompts(name, ("training", "capability", "data"), spec.capability.data)
+
+
+def _lora_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what says something else than adapters of the base model that are trained alone."""
+    spec = recipe.training
+    if spec is None or spec.lora is None:
+        return
+    if spec.frozen:
+        text = "an adapter is trained, and everything else is frozen already"
+        yield conflict(("training", "frozen"), text, "leave it out, or name layers by training.lora.targets")
+    if spec.quantization_aware is not None:
+        text = "weights that are rounded are those of a whole checkpoint, and lora trains an adapter"
+        yield conflict(("training", "quantization_aware"), text, "leave it out, or lora")
+    if recipe.adapters == "sequence":
+        text = "adapters that `finetune` trains are of the base model, also where each goes on from another"
+        yield conflict(("adapters",), text, "leave it out")
 
 
 def is_made_by_training(recipe: Recipe, written: str) -> bool:

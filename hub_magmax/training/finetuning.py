@@ -40,10 +40,12 @@ from hub_magmax.recipe.values import Data
 from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 from hub_magmax.training.forgetting import Forgetting, Measuring, Row
 from hub_magmax.training.record import RECORD_NAME, TrainingRecord, check_same, in_parts, read_record
+from hub_magmax.training.starts import Start, known_starts, locked_start, start_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from hub_magmax.training.adapters import TrainedAdapter
     from hub_magmax.training.step_examples import StepExamples
 
 
@@ -193,23 +195,13 @@ class _TaskTrainer:
 
     def _check_starts(self, missing: frozenset[str]) -> None:
         """Raise for a checkpoint to begin at that is not there, or lacks a head, before examples are read."""
-        made = {task.model for task in self.recipe.tasks if task.name in missing}
-        starts = dict.fromkeys(self._start(task) for task in self.recipe.tasks if task.name in missing)
-        for start in starts:
-            if start not in made:
-                locked = lock_source(self.recipe, start)
-                if may_lack_head(self._evaluator.model_class, locked):
-                    self._model(locked)
+        trained = [task for task in self.recipe.tasks if task.name in missing]
+        for locked in known_starts(self.recipe, trained):
+            if not locked.adapter_config and may_lack_head(self._evaluator.model_class, locked):
+                self._model(locked)
 
     def _path(self, task: Task) -> Path:
         return (self.recipe.folder / expanded(task.model)).absolute()
-
-    def _start(self, task: Task) -> str:
-        """Return the name of the checkpoint that a task begins at."""
-        if self.spec.order == "from_base":
-            return task.base or self.recipe.base_model
-        before = self.recipe.tasks[: self.recipe.task_names.index(task.name)]
-        return before[-1].model if before else self.recipe.base_model
 
     def _settings(self, task: Task) -> dict[str, Any]:
         settings = self.spec.model_dump(mode="json", exclude={*_WITHOUT_EFFECT})
@@ -220,7 +212,7 @@ class _TaskTrainer:
             **settings,
             "seed": self.seed,
             "evaluator": evaluator,
-            "start": self._start(task),
+            "start": start_name(self.recipe, task),
             "data": data,
         }
 
@@ -247,7 +239,8 @@ class _TaskTrainer:
             return {}
         if measuring.is_same(task.name, known):
             return known
-        return measuring.row(task.name, self._place(lock_source(self.recipe, task.model)))
+        locked = lock_source(self.recipe, task.model)
+        return measuring.row(task, self._place(locked), is_adapter=locked.adapter_config is not None)
 
     @property
     def _evaluator(self) -> Evaluator:
@@ -279,15 +272,18 @@ class _TaskTrainer:
         num_steps = self.spec.steps or step_examples.mixture.num_steps(
             self.spec.epochs or 1, len(step_examples.parts[0].rows)
         )
-        doing = f"training {task.name} for {number_of(num_steps, 'step')}, from {self._start(task)}"
+        begun = start_name(self.recipe, task)
+        doing = f"training {task.name} for {number_of(num_steps, 'step')}, from {begun}"
         with step(doing, self.report):
-            locked = lock_source(self.recipe, self._start(task), hash_files=True)
-            record = self._record(task, locked, rows, num_steps)
+            start = locked_start(self.recipe, task)
+            record = self._record(task, start, rows, num_steps)
             with folder.claimed(record) if self.processes.is_first else nullcontext():
-                model = self._model(locked)
+                model = self._model(start.model)
                 dtype = model.network.dtype
                 model.network.float()
-                frozen_parameters(model, self.spec.frozen)
+                adapter = self._adapter(task, model, start)
+                if adapter is None:
+                    frozen_parameters(model, self.spec.frozen)
                 with (
                     about_data(self.recipe, self.spec.data[task.name]),
                     opened(self.progress, num_steps, doing, "steps") as advance,
@@ -302,11 +298,17 @@ class _TaskTrainer:
                         self._told(task),
                         advance,
                     )
-                model.network.to(dtype)
                 if self.processes.is_first:
-                    self._write(model, locked, folder.finished)
+                    with os_errors(folder.finished):
+                        shutil.rmtree(folder.finished, ignore_errors=True)
+                    if adapter is not None:
+                        adapter.write(folder.finished, start.model)
+                    else:
+                        model.network.to(dtype)
+                        self._write(model, start.model, folder.finished)
                 self.processes.wait()
-                scores = measuring.row(task.name, ModelPlace(str(folder.finished))) if measuring else {}
+                place, is_adapter = ModelPlace(str(folder.finished)), adapter is not None
+                scores = measuring.row(task, place, is_adapter=is_adapter) if measuring else {}
                 record = replace(
                     record, loss=in_parts(course.losses), held_out=course.held_out, scores=scores
                 )
@@ -335,21 +337,31 @@ class _TaskTrainer:
     def _place(self, locked: LockedSource) -> ModelPlace:
         return location_of(locked, self.recipe.folder).model_place
 
-    def _record(
-        self, task: Task, locked: LockedSource, rows: Sequence[Dataset], num_steps: int
-    ) -> TrainingRecord:
+    def _adapter(self, task: Task, model: LoadedModel, start: Start) -> TrainedAdapter | None:
+        """Put an adapter into a model, where the recipe trains adapters."""
+        from hub_magmax.training.adapters import add_adapter
+        from hub_magmax.training.order import seed_of
+
+        if self.spec.lora is None:
+            return None
+        seed = seed_of(self.seed, f"task {task.name}, lora")
+        found = add_adapter(model, self._evaluator.model_class, self.spec.lora, seed)
+        if start.adapter is not None:
+            found.begin_at(self.recipe, start.adapter)
+        return found
+
+    def _record(self, task: Task, start: Start, rows: Sequence[Dataset], num_steps: int) -> TrainingRecord:
         prints = [fingerprint(found, found.column_names) for found in rows]
         known = {"examples": [len(found) for found in rows], "fingerprint": prints}
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        start = {file.path: file.sha256 for file in locked.files}
         run = {"steps": num_steps, "processes": self.processes.count, "precision": precision}
-        versions = {name: version(name) for name in _PACKAGES}
-        return TrainingRecord(task.name, self._settings(task), start, known, run | versions)
+        packages = (*_PACKAGES, "peft") if self.spec.lora else _PACKAGES
+        versions = {name: version(name) for name in packages}
+        return TrainingRecord(task.name, self._settings(task), start.hashes, known, run | versions)
 
     def _write(self, model: LoadedModel, locked: LockedSource, finished: Path) -> None:
         """Write weights, and the files beside those of the start."""
         with os_errors(finished), without_bars():
-            shutil.rmtree(finished, ignore_errors=True)
             model.network.save_pretrained(finished)
         with closing(open_source(self.recipe, locked)) as source:
             for path in copied_files(source, locked):

@@ -16,12 +16,15 @@ from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.columns import examples_for
 from hub_magmax.evaluation.data import fingerprint
 from hub_magmax.evaluation.evaluators import Evaluator, brings_data, evaluator_of, unit_of
-from hub_magmax.evaluation.evaluators.loading import load_model
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
+from hub_magmax.evaluation.models import Loading
 from hub_magmax.evaluation.scoring import run_evaluator
 from hub_magmax.files import digest, write_text
+from hub_magmax.pipeline import lock
 from hub_magmax.processes import Processes
+from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.result_files import ResultFiles
-from hub_magmax.recipe.schema import Evaluation, Recipe
+from hub_magmax.recipe.schema import Evaluation, Recipe, Task
 from hub_magmax.reporting.figures import Scale
 from hub_magmax.reporting.figures.forgetting import draw_forgetting
 from hub_magmax.text import Report, aligned, step
@@ -151,21 +154,32 @@ class Measuring:
         known = {name: cell.get("data") for name, cell in row.items() if "mean" in cell}
         return known == {name: self.examples[name][1] for name in self._until(task)}
 
-    def row(self, task: str, place: ModelPlace) -> Row:
-        """Score a task's checkpoint on every task until it."""
-        if not self._until(task):
+    def row(self, task: Task, place: ModelPlace, *, is_adapter: bool = False) -> Row:
+        """Score a task's checkpoint, or what its adapter makes of its base model, on every task until it."""
+        names = self._until(task.name)
+        if not names:
             return {}
-        with step(f"scoring {task} on {', '.join(self._until(task))}", self.report):
-            model = load_model(place, self.evaluator.model_class, self.evaluator.processor_class, "scoring")
-            run = partial(run_evaluator, self.evaluator, model)
+        with step(f"scoring {task.name} on {', '.join(names)}", self.report):
+            run = partial(run_evaluator, self.evaluator, self._loaded(task, place, is_adapter))
             found = {}
-            for name in self._until(task):
+            for name in names:
                 rows, known = self.examples[name]
                 data = self.spec.tasks[name]
                 outcomes = run(rows, data, self.spec.batch_size, self.processes, name)
                 mean = sum(outcome.score for outcome in outcomes) / len(outcomes)
                 found[name] = {"mean": mean, "examples": len(outcomes), "data": known}
         return found
+
+    def _loaded(self, task: Task, place: ModelPlace, is_adapter: bool) -> LoadedModel:
+        if not is_adapter:
+            return load_model(place, self.evaluator.model_class, self.evaluator.processor_class, "scoring")
+        # A recipe of this adapter alone, so that it is placed and added as in the merge.
+        values: dict[str, Any] = {"base_model": self.recipe.base_model, "schema": 1}
+        values["tasks"] = [{"name": task.name, "model": place.name, "base": task.base}]
+        values["method"] = {"name": "task_arithmetic", "scaling": 1.0}
+        recipe = parse_recipe(values, folder=self.recipe.folder)
+        locked = lock(recipe)
+        return Loading(recipe, locked, self.evaluator, purpose="scoring").load(task.name, place)
 
     def forgetting(self, rows: Mapping[str, Row]) -> Forgetting | None:
         """Return the scores of all tasks' checkpoints; None where the last one has none."""

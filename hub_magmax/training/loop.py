@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import extract_model_from_parallel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import get_scheduler
@@ -29,7 +31,7 @@ from hub_magmax.text import Report, nearest
 from hub_magmax.training.order import seed_of
 from hub_magmax.training.states import TrainingFolder
 from hub_magmax.training.step_examples import StepExamples
-from hub_magmax.training.stopping import Watch, held_out_loss
+from hub_magmax.training.stopping import Watch, held_out_loss, set_weights, trained_weights
 
 #: Lines about the loss in one task's training.
 NUM_REPORTS = 10
@@ -124,6 +126,8 @@ class States:
 
     def resume(self, accelerator: Accelerator) -> list[float]:
         """Load the latest state, and return the losses until then; none where there is no state."""
+        accelerator.register_save_state_pre_hook(self._write_weights)
+        accelerator.register_load_state_pre_hook(self._read_weights)
         if self.watch is not None:
             accelerator.register_for_checkpointing(self.watch)
         state = self.processes.first_decides(lambda: self.folder.latest)
@@ -144,15 +148,23 @@ class States:
 
     def _keep(self, accelerator: Accelerator, losses: list[float]) -> None:
         place = self.processes.first_decides(lambda: self.folder.writing(len(losses)))
-        noisy = logging.getLogger("accelerate.utils.other")
-        level = noisy.level
-        noisy.setLevel(logging.ERROR)  # it warns of tied weights, which a state holds once and loads well
-        try:
-            accelerator.save_state(str(place))
-        finally:
-            noisy.setLevel(level)
+        accelerator.save_state(str(place))
         self.processes.wait()
         self.processes.first_decides(lambda: self.folder.keep(place, losses))
+
+    def _write_weights(self, networks: list[nn.Module], all_weights: list[Any], place: str) -> None:
+        """Write the weights that are trained, in place of all that accelerate would write."""
+        all_weights.clear()
+        if self.processes.is_first:
+            weights = trained_weights(extract_model_from_parallel(networks[0]))
+            save_file({name: value.contiguous() for name, value in weights.items()}, self._weights_of(place))
+
+    def _read_weights(self, networks: list[nn.Module], place: str) -> None:
+        set_weights(extract_model_from_parallel(networks[0]), load_file(self._weights_of(place)))
+        networks.clear()
+
+    def _weights_of(self, place: str) -> Path:
+        return Path(place) / "trained.safetensors"
 
 
 def train(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,12 @@ def trained_weights(network: nn.Module) -> dict[str, Tensor]:
     saved = network.state_dict().keys()
     weights = {name: value for name, value in network.named_parameters() if value.requires_grad}
     return weights | {name: value for name, value in network.named_buffers() if name in saved}
+
+
+def set_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a network what `trained_weights` returned of one like it."""
+    for name, value in trained_weights(network).items():
+        value.data.copy_(weights[name])
 
 
 @dataclass
@@ -91,8 +97,7 @@ class Watch:
 
     def restore(self) -> None:
         """Give the network the weights at the lowest loss."""
-        for name, value in trained_weights(self.network).items():
-            value.data.copy_(self.best[name])
+        set_weights(self.network, self.best)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what goes on from here needs."""
