@@ -253,6 +253,19 @@ def test_what_is_not_there_is_an_error_of_ours(name, parameter, place, valid, mo
         FUNCTIONS[name](**needed(FUNCTIONS[name], valid) | {parameter: place})
 
 
+@pytest.mark.parametrize("name", ["apply", "merge"])
+@pytest.mark.parametrize("output", ["", ".", Path(), "/"])
+def test_an_output_without_a_name_is_refused_and_nothing_goes_to_the_place_of_the_recipe(
+    name, output, valid, monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    before = {*valid["plan"].recipe.folder.rglob("*")}
+    with pytest.raises(ArgumentError, match=f"{name}, output: the output has no name"):
+        FUNCTIONS[name](**needed(FUNCTIONS[name], valid) | {"output": output})
+    assert {*tmp_path.rglob("*")} == set()
+    assert {*valid["plan"].recipe.folder.rglob("*")} == before
+
+
 @pytest.mark.parametrize(
     ("name", "parameter", "value"),
     [

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from hub_magmax.errors import EvaluationError, HubMagmaxError
-from hub_magmax.evaluation import tail_gates
+from hub_magmax.evaluation import resampling, tail_gates
+from hub_magmax.evaluation.intervals import resampled_ranks
+from hub_magmax.evaluation.resampling import Falling, resampled
 from hub_magmax.evaluation.tail_gates import Gates, ShapeProtocol, on_logit_scale
 from hub_magmax.evaluation.tail_shape import TailComparison, compare_tails
-from hub_magmax.evaluation.tails import cvar_estimates
 
 #: Gates of small samples: wide margins, and differences of shapes that a hundred exceedances show.
 LOOSE = ShapeProtocol(mean_margin=5, tail_margin=50, quantile=0.8, shape_margin=0.5, shape_change=0.4)
@@ -111,8 +112,8 @@ def test_bounded_scores_are_compared_as_logits_and_told_as_they_are():
 @pytest.mark.parametrize(("bounds", "num_drawings"), [(None, 2), ((-9, 9), 4)])
 def test_resamples_are_drawn_once_for_gates_and_for_what_is_told(monkeypatch, bounds, num_drawings):
     drawn = []
-    draw = tail_gates.resampled_ranks
-    monkeypatch.setattr(tail_gates, "resampled_ranks", lambda *asked: drawn.append(asked) or draw(*asked))
+    draw = resampling.resampled_ranks
+    monkeypatch.setattr(resampling, "resampled_ranks", lambda *asked: drawn.append(asked) or draw(*asked))
     one, other = np.random.default_rng(2).normal(size=(2, 2000))
     found = compare_tails(one, other, bounds=bounds, protocol=ShapeProtocol(mean_margin=9))
     assert _gate(found, "equivalent CVaR").is_passed is not None
@@ -151,10 +152,22 @@ def test_one_threshold_is_not_enough():
     assert found.failed.name == "stability over thresholds"
 
 
-def test_cvar_of_resamples_is_that_of_the_estimator():
-    rows = np.random.default_rng(0).normal(size=(4, 33))
-    falling = -np.sort(-rows, axis=1)
-    assert tail_gates.cvars(rows, 0.9) == pytest.approx(cvar_estimates(falling, 0.9, 33)[0])
+@pytest.mark.parametrize(("size", "share"), [(33, 0.1), (400, 0.05), (400, 1.0)])
+def test_resamples_have_the_means_and_the_largest_values_of_the_drawn_examples(size, share):
+    samples = np.random.default_rng(0).normal(size=(2, size)).round(1)  # with equal values
+    (found,) = resampled(samples, 3, 7, share)
+    (ranks,) = resampled_ranks(size, 3, 7)
+    for own, drawn in zip(found, samples[:, ranks], strict=True):
+        assert own.means == pytest.approx(drawn.mean(axis=1))
+        falling = -np.sort(-drawn, axis=1)
+        assert (own.largest == falling[:, : math.ceil(round(share * size, 9)) + 1]).all()
+
+
+def test_a_resample_with_few_of_the_largest_values_goes_on_with_the_next():
+    values = np.arange(1000.0)
+    counts = np.zeros((1, 1000), np.int64)
+    counts[0, :3] = 500, 499, 1
+    assert Falling(values, 0.002).drawn(counts).largest.tolist() == [[2, 1, 1]]
 
 
 def test_results_are_plain_values_and_a_table():

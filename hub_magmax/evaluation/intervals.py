@@ -17,8 +17,9 @@ from hub_magmax.errors import EvaluationError
 #: Resamples behind a bootstrap interval.
 NUM_RESAMPLES = 2000
 
-#: Numbers drawn at a time: as many as fit the processor's cache, four times as fast as more.
-DRAWS_AT_ONCE = 1 << 18
+#: Numbers of the resamples that are looked at together, and that are drawn at a time: as many as fit the
+#: processor's caches, four times as fast as more.
+DRAWS_AT_ONCE, _PIECE = 1 << 18, 1 << 16
 
 #: Percentiles of the resamples between which a 95 % interval lies.
 PERCENTILES = (2.5, 97.5)
@@ -85,8 +86,8 @@ def resampled_ranks(
     for first in range(0, num_resamples, at_once):
         count = min(at_once, num_resamples - first)
         found = np.empty(count * size, np.int64)
-        for start in range(0, len(found), draws_at_once):  # a large resample in pieces
-            piece = found[start : start + draws_at_once]
+        for start in range(0, len(found), min(_PIECE, draws_at_once)):
+            piece = found[start : start + min(_PIECE, draws_at_once)]
             piece[:] = _uniform(generator, len(piece)) * size
         yield found.reshape(count, size)
 

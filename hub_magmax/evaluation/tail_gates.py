@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from statistics import NormalDist
 from typing import Any
 
@@ -19,10 +18,11 @@ from jaxtyping import Float64
 
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.generalized_pareto import fit_pareto, goodness_of_fit
-from hub_magmax.evaluation.intervals import PERCENTILES, resampled_ranks
+from hub_magmax.evaluation.intervals import PERCENTILES
+from hub_magmax.evaluation.resampling import Falling, Resamples, resampled
+from hub_magmax.evaluation.tails import cvar_estimates
 
 Values = Float64[np.ndarray, " examples"]
-_Rows = Float64[np.ndarray, "resamples examples"]
 
 #: A number with the ends of its 95 % interval.
 Interval = tuple[float, float, float]
@@ -173,22 +173,38 @@ class Gates:
         """Return the differences of mean and CVaR, with their intervals; resamples are drawn once for all."""
         is_given = samples is self._scores  # so are the logits of scores without bounds
         if is_given not in self._told:
-            look = partial(_means_and_cvars, level=self._protocol.tail_level)
-            first, second = (look(own[None])[0] for own in samples)
-            ends = self._interval(samples, look, _NUM_TAIL_RESAMPLES)
+            level = self._protocol.tail_level
+
+            def look(drawn: Resamples) -> np.ndarray:
+                cvars, _ = cvar_estimates(drawn.largest, level, drawn.size)
+                return np.stack([drawn.means, cvars], axis=1)
+
+            first, second = (look(Falling(own).itself)[0] for own in samples)
+            ends = self._interval(samples, look, _NUM_TAIL_RESAMPLES, 1 - level)
             rows = zip((first - second).tolist(), *ends.tolist(), strict=True)
             names = "mean", f"CVaR {self._protocol.tail_level:g}"
             self._told[is_given] = dict(zip(names, rows, strict=True))
         return self._told[is_given]
 
     def _interval(
-        self, samples: tuple[Values, Values], look: Callable[[_Rows], np.ndarray], num_resamples: int
+        self,
+        samples: tuple[Values, Values],
+        look: Callable[[Resamples], np.ndarray],
+        num_resamples: int,
+        share: float,
     ) -> np.ndarray:
-        """Return both ends of the 95 % bootstrap intervals of differences of statistics."""
-        one, other = (
-            _resampled(own, seed, num_resamples, look) for own, seed in zip(samples, self._seeds, strict=True)
-        )
-        ends: np.ndarray = np.percentile(one - other, PERCENTILES, axis=0)
+        """Return both ends of the 95 % bootstrap intervals of differences of statistics.
+
+        Statistics are of the means, and of a share of the values, the largest.
+        """
+        one, other = self._seeds
+        groups = [(one, samples)] if one == other else [(one, samples[:1]), (other, samples[1:])]
+        found: list[np.ndarray] = []
+        for seed, group in groups:
+            blocks = resampled(group, seed, num_resamples, share)
+            looked = zip(*([look(drawn) for drawn in block] for block in blocks), strict=True)
+            found += [np.concatenate(parts) for parts in looked]
+        ends: np.ndarray = np.percentile(found[0] - found[1], PERCENTILES, axis=0)
         return ends
 
     def _ends(self) -> dict[str, Any]:
@@ -274,8 +290,13 @@ class Gates:
     def _shapes(self) -> dict[str, Any]:
         quantile, margin = self._protocol.quantile, self._protocol.shape_margin
         first, second = (shape_of(own, quantile) for own in self._logits)
-        look = partial(_shapes, quantile=quantile)
-        low, high = self._interval(self._logits, look, _NUM_SHAPE_RESAMPLES).tolist()
+
+        def look(drawn: Resamples) -> np.ndarray:
+            """Return the shape of the tail of each resample, its threshold drawn anew."""
+            number = drawn.size - math.ceil(round(drawn.size * quantile, 9))
+            return fit_pareto(drawn.largest[:, :number] - drawn.largest[:, number : number + 1]).shape
+
+        low, high = self._interval(self._logits, look, _NUM_SHAPE_RESAMPLES, 1 - quantile).tolist()
         self.difference = (first - second, low, high)
         found = (
             f"{first - second:+.3f} [{low:.3f}, {high:.3f}]; {margin:g} and an interval without 0 are needed"
@@ -307,34 +328,3 @@ def excesses_of(scores: Values, quantile: float) -> Values:
 def shape_of(scores: Values, quantile: float) -> float:
     """Return the shape of the generalized Pareto distribution that fits what exceeds a quantile."""
     return float(fit_pareto(excesses_of(scores, quantile)[None]).shape[0])
-
-
-def _resampled(
-    scores: Values, seed: int, num_resamples: int, look: Callable[[_Rows], np.ndarray]
-) -> np.ndarray:
-    """Return a statistic of resamples."""
-    blocks = resampled_ranks(len(scores), seed, num_resamples)
-    return np.concatenate([look(scores[drawn]) for drawn in blocks])
-
-
-def _means_and_cvars(rows: _Rows, level: float) -> np.ndarray:
-    """Return the mean and the CVaR of each row side by side."""
-    return np.stack([rows.mean(axis=1), cvars(rows, level)], axis=1)
-
-
-def cvars(rows: _Rows, level: float) -> np.ndarray:
-    """Return the CVaR of each row."""
-    size = rows.shape[1]
-    inside = (1 - level) * size
-    whole = math.ceil(round(inside, 9))
-    top = np.partition(rows, size - whole, axis=1)[:, size - whole :]
-    found: np.ndarray = (top.sum(axis=1) - (whole - inside) * top[:, 0]) / inside
-    return found
-
-
-def _shapes(rows: _Rows, quantile: float) -> np.ndarray:
-    """Return the shape of the tail of each row, its threshold drawn anew."""
-    size = rows.shape[1]
-    number = size - math.ceil(round(size * quantile, 9))
-    top = np.partition(rows, size - number - 1, axis=1)[:, size - number - 1 :]
-    return fit_pareto(top[:, 1:] - top[:, :1]).shape

@@ -31,7 +31,7 @@ from hub_magmax.evaluation.tail_gates import (
     excesses_of,
     on_logit_scale,
 )
-from hub_magmax.evaluation.tails import LEVELS, Tail, tails
+from hub_magmax.evaluation.tails import LEVELS, Tail, tails, tails_of_each
 from hub_magmax.recipe.arguments import checked
 
 #: Scores that a comparison needs at least, of each sample.
@@ -186,7 +186,8 @@ def compare_tails(
     gates = Gates((one, other), ends, paired, protocol, seed)
     found = tuple(gates.look())
     samples = tuple(
-        _sample(own, name, ends, protocol, seed) for own, name in zip((one, other), names, strict=True)
+        _sample(own, name, ends, protocol, told)
+        for own, name, told in zip((one, other), names, _tails(one, other, ends, seed), strict=True)
     )
     return TailComparison((samples[0], samples[1]), gates.differences(), found, gates.difference)
 
@@ -233,7 +234,16 @@ def _checked_bounds(bounds: Sequence[float]) -> Bounds:
     return low, high
 
 
-def _sample(scores: Values, name: str, bounds: Bounds | None, protocol: ShapeProtocol, seed: int) -> Sample:
+def _tails(one: Values, other: Values, bounds: Bounds | None, seed: int) -> list[tuple[Tail, ...]]:
+    """Return the tails of both samples; resamples of one size are drawn once."""
+    if len(one) == len(other):
+        return tails_of_each([one, other], bounds=bounds, seed=seed)
+    return [tails(own, bounds=bounds, seed=seed) for own in (one, other)]
+
+
+def _sample(
+    scores: Values, name: str, bounds: Bounds | None, protocol: ShapeProtocol, told: tuple[Tail, ...]
+) -> Sample:
     excesses = excesses_of(scores if bounds is None else on_logit_scale(scores, bounds), protocol.quantile)
     is_fitted = len(excesses) >= MIN_EXCEEDANCES and np.isfinite(excesses).all()
     return Sample(
@@ -241,7 +251,7 @@ def _sample(scores: Values, name: str, bounds: Bounds | None, protocol: ShapePro
         len(scores),
         float(scores.mean()),
         *mean_interval(scores.tolist(), is_share=False),
-        tails(scores, bounds=bounds, seed=seed),
+        told,
         len(excesses),
         float(fit_pareto(excesses[None]).shape[0]) if is_fitted else None,
     )

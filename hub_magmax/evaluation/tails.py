@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 
 from hub_magmax.evaluation.intervals import (
     PERCENTILES,
@@ -160,22 +160,57 @@ def tails(
         bounds: Between which all losses lie, and therefore the intervals; None for none.
         seed: Of the bootstrap.
     """
-    wanted = [level for level in levels if _num_in_tail(len(values), level) >= MIN_TAIL_EXAMPLES]
+    (found,) = tails_of_each([values], levels, bounds=bounds, seed=seed)
+    return found
+
+
+def tails_of_each(
+    samples: Sequence[_Values],
+    levels: Sequence[float] = LEVELS,
+    *,
+    bounds: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> list[tuple[Tail, ...]]:
+    """Return the `tails` of several samples of one size, for which resamples are drawn once."""
+    size = len(samples[0])
+    wanted = [level for level in levels if _num_in_tail(size, level) >= MIN_TAIL_EXAMPLES]
     if not wanted:
-        return ()
-    ordered = np.sort(values)[::-1]
-    found = {level: cvar_estimates(ordered[None], level, len(ordered)) for level in wanted}
-    ratios: dict[float, list[np.ndarray]] = {level: [] for level in wanted}
-    most = math.ceil(_num_in_tail(len(ordered), min(wanted)))
-    for ranks in resampled_ranks(len(ordered), seed):
-        resampled = ordered[np.sort(np.partition(ranks, most - 1, axis=1)[:, :most], axis=1)]
-        for level in wanted:
-            means, errors = cvar_estimates(resampled, level, len(ordered))
+        return [()] * len(samples)
+    studies = [_Study(np.sort(values)[::-1], wanted) for values in samples]
+    most = math.ceil(_num_in_tail(size, min(wanted)))
+    for ranks in resampled_ranks(size, seed):
+        largest = np.sort(np.partition(ranks, most - 1, axis=1)[:, :most], axis=1)
+        for study in studies:
+            study.add(largest)
+    return [study.tails(bounds or (-math.inf, math.inf)) for study in studies]
+
+
+class _Study:
+    """The t statistics of the CVaR of one sample at some levels, gathered from resamples.
+
+    Args:
+        ordered: The sample, falling.
+        levels: Of the CVaR.
+    """
+
+    def __init__(self, ordered: _Values, levels: Sequence[float]) -> None:
+        self._ordered = ordered
+        self._found = {level: cvar_estimates(ordered[None], level, len(ordered)) for level in levels}
+        self._ratios: dict[float, list[np.ndarray]] = {level: [] for level in levels}
+
+    def add(self, ranks: Int64[np.ndarray, "resamples largest"]) -> None:
+        """Take in resamples by the ranks of their largest values, ascending."""
+        resampled = self._ordered[ranks]
+        for level, (value, error) in self._found.items():
+            means, errors = cvar_estimates(resampled, level, len(self._ordered))
             # A resample without spread has no statistic; a small part of the error stands in for its own.
-            least = 0.05 * found[level][1] + 1e-300
-            ratios[level].append((means - found[level][0]) / np.maximum(errors, least))
-    limits = bounds or (-math.inf, math.inf)
-    return tuple(_tail(level, found[level], np.concatenate(ratios[level]), limits) for level in wanted)
+            self._ratios[level].append((means - value) / np.maximum(errors, 0.05 * error + 1e-300))
+
+    def tails(self, limits: tuple[float, float]) -> tuple[Tail, ...]:
+        return tuple(
+            _tail(level, found, np.concatenate(self._ratios[level]), limits)
+            for level, found in self._found.items()
+        )
 
 
 def _tail(

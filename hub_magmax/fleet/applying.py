@@ -10,14 +10,14 @@ from tempfile import TemporaryDirectory
 from hub_magmax.checkpoints.index import SELECTION_SUFFIX
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.errors import ArgumentError, LockError, OutputError
+from hub_magmax.errors import LockError, OutputError
 from hub_magmax.fleet.rebuilding import plan_again
 from hub_magmax.fleet.verifying import recipe_and_lock, verify
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.merging.selections.files import StoredSelection
 from hub_magmax.publishing.preflight import check_room
-from hub_magmax.recipe.arguments import checked, opened
+from hub_magmax.recipe.arguments import check_named, checked, opened
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import ProgressBar, unseen
 
@@ -53,8 +53,7 @@ def apply(
         SourceError: If a checkpoint is not there.
         LockError: If a checkpoint is no longer what was locked, or the selection does not fit.
     """
-    if not str(output):
-        raise ArgumentError("the output has no name", where="apply, output", expected="a folder to create")
+    check_named(output, "apply, output")
     if Path(selection).is_dir() and Path(selection).resolve() in Path(output).absolute().resolve().parents:
         raise OutputError(
             "the output lies in the selection", where=str(output), expected="a folder beside it"

@@ -35,7 +35,7 @@ from hub_magmax.planning.findings.finding import refuse_faults
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.planning.process_memory import takes_torch
 from hub_magmax.processes import Processes, find_processes
-from hub_magmax.recipe.arguments import checked
+from hub_magmax.recipe.arguments import check_named, checked
 from hub_magmax.text import number_of
 
 LOG = logging.getLogger(__name__)
@@ -83,9 +83,11 @@ def merge(
     """
     if chunk_elements is not None and chunk_elements < 1:
         raise ArgumentError(f"{chunk_elements} elements at a time", where="merge", expected="at least 1")
+    if output is not None:
+        check_named(output, "merge, output")
     started = time.perf_counter()
     processes, cache = processes or find_processes(), cache or SourceCache()
-    place = PartialFolder(Path(output or plan.recipe.output_path), plan.digest)
+    place = PartialFolder(plan.recipe.output_path if output is None else Path(output), plan.digest)
     if (done := processes.first_decides(lambda: finished(place))) is not None:
         LOG.info("%s is finished already, nothing is merged again", from_here(place.output))
         return done

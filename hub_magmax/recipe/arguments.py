@@ -96,6 +96,12 @@ def opened(
     return found
 
 
+def check_named(output: Path | str, where: str) -> None:
+    """Raise ArgumentError for a folder without a name to create it by: an empty text, a dot, the root."""
+    if not Path(output).name:
+        raise ArgumentError("the output has no name", where=where, expected="a folder to create")
+
+
 def _accepted(value: Any, kinds: Sequence[_Kind], where: str) -> Any:
     """Return a value of one of these kinds, or made of what stands for one; without kinds any as it is."""
     if isinstance(value, str | os.PathLike):
