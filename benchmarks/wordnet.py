@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, BertForSequenceClassification, get_linear_schedule_with_warmup
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 from hub_magmax.evaluation.evaluators.loading import without_bars
+from hub_magmax.training.loop import Optimization, fit
 
 #: Classes of each task, by their numbers in WordNet (lexnames(5WN)), in the order in which they are learned.
 TASKS: Mapping[str, Mapping[str, int]] = {
@@ -148,6 +149,17 @@ def _encoded(tokenizer: Any, texts: list[str]) -> Any:
     return tokenizer(texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
 
 
+class _Loss(nn.Module):
+    """Mean cross-entropy of texts."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, encoded: Any, labels: Tensor) -> Tensor:
+        return cross_entropy(self.network(**encoded).logits, labels)
+
+
 def _learn(previous: Path, texts: Mapping[str, list[str]], target: Path, seed: str) -> None:
     """Fine-tune a checkpoint on the definitions of a task, and save it."""
     tokenizer = AutoTokenizer.from_pretrained(previous)
@@ -158,17 +170,13 @@ def _learn(previous: Path, texts: Mapping[str, list[str]], target: Path, seed: s
     for part in (model.bert.embeddings, *model.bert.encoder.layer[:-NUM_LEARNED], model.classifier):
         part.requires_grad_(False)
     pairs = [(text, CLASSES.index(name)) for name, found in texts.items() for text in found]
-    parameters: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = get_linear_schedule_with_warmup(optimizer, NUM_STEPS // 10, NUM_STEPS)
-    for _ in range(NUM_STEPS):
-        batch = draws.sample(pairs, BATCH_SIZE)
-        logits = model(**_encoded(tokenizer, [text for text, _ in batch])).logits
-        cross_entropy(logits, torch.tensor([label for _, label in batch])).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+
+    def batch(step: int) -> tuple[Any, Tensor]:
+        chosen = draws.sample(pairs, BATCH_SIZE)
+        labels = torch.tensor([label for _, label in chosen])
+        return _encoded(tokenizer, [text for text, _ in chosen]), labels
+
+    fit(_Loss(model), batch, Optimization(NUM_STEPS, LEARNING_RATE, schedule="linear", on_cpu=True))
     _save(model, tokenizer, target)
 
 

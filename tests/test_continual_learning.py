@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 
-from benchmarks.continual.learning import Course, TextLearner, learn_sequence
+from benchmarks.continual.learning import Course, learn_sequence, text_learner
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import measure
 from benchmarks.continual.sequences import IMAGES, LANGUAGE, image_family, text_family
@@ -192,7 +192,7 @@ def test_more_tasks_than_classes_are_refused(clip, renditions, tmp_path):
 
 
 def test_texts_are_learned_and_measured_under_the_known_shares(t5, sequence, tmp_path):
-    family = text_family(sequence, tmp_path, 0, model=t5, learner=TextLearner(), course=COURSE)
+    family = text_family(sequence, tmp_path, 0, model=t5, learner=text_learner(), course=COURSE)
     assert family.test[0] == {"text": "topic\ntext: cat red", "label": "first"}
     assert {*np.array(family.test["label"])[family.owners == 1]} == {"good", "bad"}
     result = measure(family, PROTOCOL, tmp_path / "scores", at="here")
@@ -202,7 +202,7 @@ def test_texts_are_learned_and_measured_under_the_known_shares(t5, sequence, tmp
 
 
 def test_adapters_leave_whole_checkpoints_that_differ_by_products_of_their_rank(t5, sequence, tmp_path):
-    learner, course = TextLearner(rank=2), replace(COURSE, epochs=4)
+    learner, course = text_learner(2), replace(COURSE, epochs=4)
     family = text_family(sequence, tmp_path, 0, model=t5, learner=learner, course=course)
     base, *learned = map(_weights, (family.base_model, *family.tasks.values()))
     assert set(base) == set(learned[0])
@@ -225,7 +225,7 @@ def test_learning_teaches_what_it_is_shown(t5, sequence, tmp_path):
     }
     examples = labelled_texts(task, "train", 8, 0, tmp_path)
     course = Course(epochs=60, batch_size=8, learning_rate=3e-2)
-    _, learned = learn_sequence(TextLearner(), t5, {"mood": examples}, tmp_path / "c", course=course, seed=0)
+    _, learned = learn_sequence(text_learner(), t5, {"mood": examples}, tmp_path / "c", course=course, seed=0)
     from hub_magmax.evaluation.evaluators.generation import TextToText
     from hub_magmax.evaluation.evaluators.loading import load_model
     from hub_magmax.evaluation.evaluators.registry import Columns

@@ -125,7 +125,7 @@ _CLIP, _T5 = "openai/clip-vit-base-patch16", "google-t5/t5-large"
 
 # Complex because each kind of data has options of its own.
 def _families(options: argparse.Namespace, folder: Path, report: Progress) -> Iterator[Family]:
-    from benchmarks.continual.learning import Course, TextLearner
+    from benchmarks.continual.learning import Course, text_learner
     from benchmarks.continual.sequences import IMAGES, LANGUAGE, image_family, text_family
     from hub_magmax.checkpoints.locations import ModelPlace
 
@@ -143,7 +143,7 @@ def _families(options: argparse.Namespace, folder: Path, report: Progress) -> It
     )
     for seed in range(options.seeds):
         if options.data == "language":
-            model, learner = ModelPlace(options.model or _T5), TextLearner(rank=8 if options.adapters else 0)
+            model, learner = ModelPlace(options.model or _T5), text_learner(8 if options.adapters else 0)
             shipped = LANGUAGE / f"{options.sequence}.yaml"
             sequence = shipped if shipped.is_file() else Path(options.sequence)
             yield text_family(

@@ -1,4 +1,4 @@
-"""Learn tasks one after the other, each from the checkpoint before it; on one process or many, by accelerate.
+"""Learn tasks one after the other, each from the checkpoint before it, by the loop of `hm.finetune`.
 
 A finished checkpoint is kept, so that an interrupted run goes on with the task that it was learning.
 """
@@ -7,31 +7,30 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
 from torch.nn.utils import parametrize
-from torch.utils.data import DataLoader
-from transformers import get_cosine_schedule_with_warmup
 
 from hub_magmax.checkpoints.locations import ModelPlace
-from hub_magmax.evaluation.evaluators.examples import class_lookup, label_names
+from hub_magmax.evaluation.evaluators import Evaluator
+from hub_magmax.evaluation.evaluators.generation import TextToText
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model, without_bars
 from hub_magmax.evaluation.evaluators.zero_shot import ZeroShotImageClassification
-from hub_magmax.quickstart.settings import generator_of, seed_of
+from hub_magmax.processes import Processes, find_processes
+from hub_magmax.recipe.training import Training, TrainingData
 from hub_magmax.recipe.values import Data
+from hub_magmax.training.loop import frozen_parameters, train
+from hub_magmax.training.order import seed_of
+from hub_magmax.training.states import TrainingFolder
+from hub_magmax.training.step_examples import step_examples_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,130 +53,72 @@ class Course:
     warm_up: float = 0.1
     clip: float = 1.0
 
-
-class Learner(Protocol):
-    """Parts that differ between kinds of models."""
-
-    model_class: str
-    processor_class: str
-
-    def module(self, model: LoadedModel) -> nn.Module:
-        """Return what turns a batch into a loss; only parameters that are learned require gradients."""
-        ...
-
-    def collate(self, model: LoadedModel, examples: Dataset) -> Callable[[list[dict[str, Any]]], Batch]:
-        """Return what turns examples into a batch."""
-        ...
-
-    def finish(self, model: LoadedModel) -> None:
-        """Bring the network back to the form that it is saved in."""
-        ...
+    def training(self, task: str, columns: Data) -> Training:
+        """Return the same for one task, as a recipe has it."""
+        data = TrainingData(**columns.model_dump(exclude={"split"}))
+        return Training(
+            data={task: data},
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup=self.warm_up,
+            clip_norm=self.clip,
+            checkpoint_every=2**62,  # an unfinished task is begun anew
+        )
 
 
 @dataclass(frozen=True)
-class ImageLearner:
-    """Fine-tunes the image tower and its projection against a frozen head made from the text tower.
+class Learner:
+    """Parts that differ between kinds of models.
 
     Attributes:
-        evaluator: Has classes and templates; all classes are told apart from the first task on.
-        columns: Where images and labels are.
-    """
-
-    evaluator: ZeroShotImageClassification
-    columns: Data
-    model_class: str = ZeroShotImageClassification.model_class
-    processor_class: str = ZeroShotImageClassification.processor_class
-
-    def module(self, model: LoadedModel) -> nn.Module:
-        with torch.no_grad():
-            head = self.evaluator.head(model)
-        learned = [model.network.vision_model, model.network.visual_projection]
-        model.network.requires_grad_(False)
-        for part in learned:
-            part.requires_grad_(True)
-        return _ZeroShot(model.network, head)
-
-    def collate(self, model: LoadedModel, examples: Dataset) -> Callable[[list[dict[str, Any]]], Batch]:
-        numbers = {name: number for number, name in enumerate(self.evaluator.classes)}
-        to_class = class_lookup(numbers, label_names(examples, self.columns.label_column))
-        image, label = self.columns.input_column or "image", self.columns.label_column
-
-        def batch(rows: list[dict[str, Any]]) -> Batch:
-            images = [row[image].convert("RGB") for row in rows]
-            encoded = model.processor(images=images, return_tensors="pt")
-            labels = torch.tensor([to_class(row[label]) for row in rows])
-            return {"images": encoded["pixel_values"], "labels": labels}
-
-        return batch
-
-    def finish(self, model: LoadedModel) -> None:
-        pass
-
-
-class _ZeroShot(nn.Module):
-    def __init__(self, network: Any, head: Tensor) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("head", head, persistent=False)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        seen = normalize(self.network.get_image_features(pixel_values=images).pooler_output, dim=-1)
-        return cross_entropy(seen @ self.head.T * self.network.logit_scale.exp(), labels)
-
-
-@dataclass(frozen=True)
-class TextLearner:
-    """Fine-tunes a text-to-text model to answer with the label's text.
-
-    Attributes:
-        rank: Of the adapters on the attention's queries and values; 0 learns every weight. After each
+        evaluator: Encodes examples, and gives each a loss.
+        columns: Where inputs and labels are.
+        frozen: Globs over names of parameters that keep their values.
+        rank: Of adapters on the attention's queries and values; 0 learns the weights themselves. After each
             task the adapters are added to the weights, so a checkpoint is a whole model, and its task
             vector the sum of the products of all adapters so far.
         alpha: An adapter's product counts alpha / rank times.
     """
 
+    evaluator: Evaluator
+    columns: Data
+    frozen: tuple[str, ...] = ()
     rank: int = 0
     alpha: float = 32.0
-    model_class: str = "AutoModelForSeq2SeqLM"
-    processor_class: str = "AutoTokenizer"
 
-    def module(self, model: LoadedModel) -> nn.Module:
+    def load(self, place: ModelPlace) -> LoadedModel:
+        return load_model(place, self.evaluator.model_class, self.evaluator.processor_class, "learning")
+
+    def prepare(self, model: LoadedModel) -> None:
+        """Let only what is learned require gradients."""
+        frozen_parameters(model, self.frozen)
         if self.rank:
             model.network.requires_grad_(False)
             for linear in _queries_and_values(model.network):
                 shape = linear.out_features, linear.in_features
                 adapter = _Adapter(*shape, self.rank, self.alpha / self.rank).to(linear.weight)
                 parametrize.register_parametrization(linear, "weight", adapter)
-        return _TextToText(model.network)
-
-    def collate(self, model: LoadedModel, examples: Dataset) -> Callable[[list[dict[str, Any]]], Batch]:
-        def batch(rows: list[dict[str, Any]]) -> Batch:
-            options = {"padding": True, "truncation": True, "return_tensors": "pt"}
-            encoded = model.processor([row["text"] for row in rows], **options)
-            answers = model.processor([row["label"] for row in rows], **options)
-            ignored = answers["attention_mask"] == 0
-            return {
-                "input_ids": encoded["input_ids"],
-                "attention_mask": encoded["attention_mask"],
-                "labels": answers["input_ids"].masked_fill(ignored, -100),
-            }
-
-        return batch
 
     def finish(self, model: LoadedModel) -> None:
+        """Bring the network back to the form that it is saved in."""
         if self.rank:
             for linear in _queries_and_values(model.network):
                 parametrize.remove_parametrizations(linear, "weight", leave_parametrized=True)
 
 
-class _TextToText(nn.Module):
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
+def image_learner(evaluator: ZeroShotImageClassification, columns: Data) -> Learner:
+    """Return what fine-tunes CLIP's image tower and its projection.
 
-    def forward(self, **batch: Tensor) -> Tensor:
-        loss: Tensor = self.network(**batch).loss
-        return loss
+    The head is made from the frozen text tower; all classes are told apart from the first task on.
+    """
+    return Learner(evaluator, columns, ("text_model.*", "text_projection.*", "logit_scale"))
+
+
+def text_learner(rank: int = 0) -> Learner:
+    """Return what fine-tunes a text-to-text model to answer with the label's text."""
+    return Learner(TextToText(), Data(dataset="-"), rank=rank)
 
 
 class _Adapter(nn.Module):
@@ -224,69 +165,41 @@ def learn_sequence(
         seed: Of the order of the examples and all else that is drawn.
         report: Called with a line of text after each task.
     """
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), dataloader_config=DataLoaderConfiguration(split_batches=True)
-    )
-
-    def load(place: ModelPlace) -> LoadedModel:
-        return load_model(place, learner.model_class, learner.processor_class, "learning")
-
-    def made(name: str, make: Callable[[], LoadedModel]) -> Path:
-        target = folder / name
-        if not target.is_dir():
-            model = make()
-            if accelerator.is_main_process:
+    processes, place = find_processes(), base
+    made = {}
+    for name, examples in {"base": None, **tasks}.items():
+        made[name] = target = folder / name
+        if not processes.first_decides(target.is_dir):
+            model = learner.load(place)
+            if examples is not None:
+                _learn(learner, model, examples, course, seed, target, processes)
+            if processes.is_first:
                 _save(model, target)
                 report(f"{name}: learned")
-        accelerator.wait_for_everyone()
-        return target
-
-    start = previous = made("base", lambda: load(base))
-    learned = {}
-    for name, examples in tasks.items():
-
-        def make(examples: Dataset = examples, name: str = name, place: Path = previous) -> LoadedModel:
-            model = load(ModelPlace(str(place)))
-            _learn(learner, model, examples, accelerator, course, seed, name)
-            return model
-
-        learned[name] = previous = made(name, make)
-    return start, learned
+        processes.wait()
+        place = ModelPlace(str(target))
+    return made.pop("base"), made
 
 
 def _learn(
     learner: Learner,
     model: LoadedModel,
     examples: Dataset,
-    accelerator: Accelerator,
     course: Course,
     seed: int,
-    name: str,
+    target: Path,
+    processes: Processes,
 ) -> None:
-    """Train the model in place."""
+    """Train the model of the checkpoint `target` in place."""
+    name = target.name
     torch.manual_seed(seed_of(seed, f"draws of {name}"))
-    module = learner.module(model).train()
-    loader = DataLoader(
-        examples,
-        batch_size=min(course.batch_size, len(examples)),
-        shuffle=True,
-        generator=generator_of(seed, f"order of {name}"),
-        collate_fn=learner.collate(model, examples),
-    )
-    parameters: Sequence[Tensor] = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=course.learning_rate, weight_decay=course.weight_decay)
-    num_steps = course.epochs * len(loader)
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(course.warm_up * num_steps), num_steps)
-    prepared, optimizer, loader, schedule = accelerator.prepare(module, optimizer, loader, schedule)
-    for _ in range(course.epochs):
-        for batch in loader:
-            accelerator.backward(prepared(**batch))
-            accelerator.clip_grad_norm_(parameters, course.clip)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+    learner.prepare(model)
+    spec = course.training(name, learner.columns)
+    step_examples = step_examples_of(spec, name, [examples], learner.evaluator, seed)
+    num_steps = step_examples.mixture.num_steps(course.epochs, len(examples))
+    folder = TrainingFolder(target)
+    train(model, step_examples, spec, num_steps, folder, processes, lambda line: None, None)
     learner.finish(model)
-    accelerator.free_memory()
 
 
 def _save(model: LoadedModel, target: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from benchmarks.continual.learning import Course, ImageLearner, TextLearner, learn_sequence
+from benchmarks.continual.learning import Course, Learner, image_learner, learn_sequence
 from benchmarks.continual.sources import Family, joined
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError, OutputError
@@ -106,7 +106,7 @@ def image_family(
         for split in (train, test)
     ]
     evaluator = ZeroShotImageClassification(classes=names, templates=images.templates)
-    learner = ImageLearner(evaluator, columns)
+    learner = image_learner(evaluator, columns)
     base, learned = learn_sequence(
         learner, model, parts[0], folder / name / "checkpoints", course=course, seed=seed, report=report
     )
@@ -203,7 +203,7 @@ def text_family(
     seed: int,
     *,
     model: ModelPlace,
-    learner: TextLearner,
+    learner: Learner,
     course: Course,
     report: Report = lambda line: None,
 ) -> Family:
