@@ -280,6 +280,15 @@ def test_a_loss_that_is_not_finite_ends_the_training(folder):
     assert not (folder / "a").exists()
 
 
+def test_remains_of_a_training_that_was_killed_after_its_last_step_are_removed(folder):
+    finetune(folder, {"steps": 1})
+    left = folder / "a.training" / "finetune_report.json"
+    left.parent.mkdir()
+    left.write_bytes((folder / "a" / left.name).read_bytes())
+    finetune(folder, {"steps": 1})
+    assert not left.parent.exists()
+
+
 def test_frozen_parameters_keep_their_values_and_dtypes_stay(tmp_path):
     folder = write_learner(tmp_path, dtype=torch.bfloat16)
     finetune(folder, {"frozen": ["bert.encoder.*"], "learning_rate": 0.1})

@@ -41,6 +41,7 @@ from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 from hub_magmax.training.forgetting import Forgetting, Measuring, Row
 from hub_magmax.training.record import RECORD_NAME, TrainingRecord, check_same, in_parts, read_record
 from hub_magmax.training.starts import Start, known_starts, locked_start, start_name
+from hub_magmax.training.states import TrainingFolder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -227,6 +228,8 @@ class _TaskTrainer:
             record = read_record(self._path(task) / RECORD_NAME)
         if record is not None and task.name in self.spec.data:
             check_same(record.identity, {"settings": self._settings(task)}, self._path(task))
+        if record is not None and self.processes.is_first:
+            TrainingFolder(self._path(task)).remove()  # what a process left that was killed at the very end
         self.report(f"{task.name}: {task.model} is there{'' if record else ', trained elsewhere'}")
         scores = self._scores(task, record.scores if record else {}, measuring)
         if record is None:
@@ -266,7 +269,6 @@ class _TaskTrainer:
     ) -> Trained:
         """Train one task on its own examples and those of the capability, and write its checkpoint."""
         from hub_magmax.training.loop import frozen_parameters, train
-        from hub_magmax.training.states import TrainingFolder
 
         folder = TrainingFolder(self._path(task))
         num_steps = self.spec.steps or step_examples.mixture.num_steps(
