@@ -39,6 +39,7 @@ from hub_magmax.recipe.training_checks import training_evaluator
 from hub_magmax.recipe.values import Data
 from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 from hub_magmax.training.forgetting import Forgetting, Measuring, Row
+from hub_magmax.training.overlap import tell_shared
 from hub_magmax.training.record import RECORD_NAME, TrainingRecord, check_same, in_parts, read_record
 from hub_magmax.training.starts import Start, known_starts, locked_start, start_name
 from hub_magmax.training.states import TrainingFolder
@@ -167,6 +168,7 @@ class _TaskTrainer:
         aside = [self.examples(kept.data)] if kept and missing else []
         rows = {name: [self.examples(self.spec.data[name]), *aside] for name in names}
         steps = {name: self._step_examples(name, rows[name]) for name in names}
+        tell_shared(self.recipe, [own for own, *_ in rows.values()] + aside, self.report)
         return tuple(
             self.train(task, rows[task.name], steps[task.name], measuring)
             if task.name in missing

@@ -1,0 +1,55 @@
+"""Training examples that are evaluated too, told before anything is trained."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.training.overlap import tell_shared
+from tests.learners import training_recipe
+
+
+def told(folder, trained, others=None):
+    """Return what is told where `a` and `b` are evaluated on two texts and three."""
+    rows = {"a": ["one", "two"], "b": ["three", "four", "five"]}
+    for task, texts in rows.items():
+        lines = [json.dumps({"text": text, "label": "good", "id": text}) for text in texts]
+        (folder / f"{task}.jsonl").write_text("\n".join(lines))
+    lines = []
+    recipe = parse_recipe(training_recipe() | (others or {}), folder=folder)
+    tell_shared(recipe, [Dataset.from_list(rows) for rows in trained], lines.append)
+    return lines
+
+
+def row(text, label="good", **others):
+    return {"text": text, "label": label} | others
+
+
+@pytest.mark.parametrize(
+    "trained, shared",
+    [
+        ([[row("six")], [row("seven")]], {}),
+        ([[row("six"), row("one")], [row("two"), row("one")]], {"a": "2 of 2 examples"}),
+        ([[row("one", "bad")]], {}),  # with another label it is another example
+        ([[row("one", source="x"), row("four")]], {"a": "1 of 2 examples", "b": "1 of 3 examples"}),
+        ([[row("one", id="another")]], {}),  # by all columns that both have
+        ([[{"words": "one"}]], {}),
+    ],
+)
+def test_evaluated_examples_that_are_trained_on_are_told(tmp_path, trained, shared):
+    found = told(tmp_path, trained)
+    assert len(found) == len(shared)
+    for line, (task, number) in zip(found, shared.items(), strict=True):
+        assert line.startswith(f"note: {number} of evaluation.tasks.{task} are training examples too")
+
+
+def test_the_reported_examples_of_a_comparison_count_too(tmp_path):
+    others = {"compare": {"tune": {"dataset": "./b.jsonl"}, "report": {"dataset": "./a.jsonl"}}}
+    assert any("1 of 2 examples of compare.report" in line for line in told(tmp_path, [[row("two")]], others))
+
+
+def test_data_that_cannot_be_loaded_is_told_and_not_compared(tmp_path):
+    others = {"evaluation": {"evaluator": "text-classification", "tasks": {"a": {"dataset": "./none.jsonl"}}}}
+    [line] = told(tmp_path, [[row("one")]], others)
+    assert line.startswith("note: examples of evaluation.tasks.a are not compared with those of training")
