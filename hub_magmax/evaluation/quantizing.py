@@ -23,11 +23,24 @@ def round_rows(weight: Float[Tensor, "rows *rest"], bits: int) -> Float[Tensor, 
         weight: One row per output, of any floating dtype, which the result shares.
         bits: At least 2.
     """
-    steps = 2 ** (bits - 1) - 1
-    values = weight.float()
-    largest = values.abs().reshape(len(weight), -1).amax(1).reshape(-1, *[1] * (weight.dim() - 1))
-    scale = torch.where(largest > 0, largest / steps, 1.0)
-    return ((values / scale).round().clamp(-steps, steps) * scale).to(weight.dtype)
+    return on_steps(weight.float(), row_steps(weight, bits), bits).to(weight.dtype)
+
+
+def row_steps(weight: Float[Tensor, "rows *rest"], bits: int) -> Float[Tensor, "rows *ones"]:
+    """Return the distance between the values that each row is rounded to, float32."""
+    largest = weight.float().abs().reshape(len(weight), -1).amax(1).reshape(-1, *[1] * (weight.dim() - 1))
+    return torch.where(largest > 0, largest / _most(bits), 1.0)
+
+
+def on_steps(
+    values: Float[Tensor, "rows *rest"], steps: Float[Tensor, "rows *ones"], bits: int
+) -> Float[Tensor, "rows *rest"]:
+    """Return the nearest of each row's values, float32, where `row_steps` says how far they are apart."""
+    return (values / steps).round().clamp(-_most(bits), _most(bits)) * steps
+
+
+def _most(bits: int) -> int:
+    return (1 << (bits - 1)) - 1
 
 
 def rounded(network: Any, bits: int) -> Any:
@@ -38,9 +51,14 @@ def rounded(network: Any, bits: int) -> Any:
     """
     shrunk = copy.deepcopy(network)
     with torch.no_grad():
-        for module in rounded_layers(shrunk).values():
-            module.weight.copy_(_round(module.weight, bits, is_transposed(module)))
+        for layer in rounded_layers(shrunk).values():
+            round_layer(layer, bits)
     return shrunk
+
+
+def round_layer(layer: Any, bits: int) -> None:
+    """Round the weight of a layer in place, without a gradient."""
+    layer.weight.copy_(_round(layer.weight, bits, is_transposed(layer)))
 
 
 def straight_through(network: Module, bits: int) -> dict[str, Tensor]:
