@@ -9,6 +9,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import hub_magmax as hm
 from hub_magmax.analysis.comparing import comparable, compare
+from hub_magmax.errors import RecipeError
+from hub_magmax.evaluation.gptq import rounded_by_gptq
 from hub_magmax.evaluation.quantizing import rounded
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import parse_recipe
@@ -71,13 +73,13 @@ def test_the_donor_itself_becomes_its_own_aware_checkpoint(folder):
         torch.testing.assert_close(value, aware[name], rtol=0, atol=2e-7)
 
 
-def rounded_accuracy(folder, tensors, rows):
+def rounded_accuracy(folder, tensors, rows, make=lambda model: rounded(model, 2)):
     model = AutoModelForSequenceClassification.from_pretrained(folder / "b")
     model.load_state_dict(tensors)
     words = AutoTokenizer.from_pretrained(folder / "b")
     encoded = words([text for text, _ in rows], padding=True, return_tensors="pt")
     with torch.no_grad():
-        chosen = rounded(model, 2)(**encoded).logits.argmax(-1)
+        chosen = make(model)(**encoded).logits.argmax(-1)
     return sum(CLASSES[n] == label for n, (_, label) in zip(chosen.tolist(), rows, strict=True)) / len(rows)
 
 
@@ -104,3 +106,55 @@ def test_auto_chooses_by_rounded_weights_and_the_lock_says_so(folder):
     assert locked.chosen["quantized"] == "int2" and locked.method["scaling"] in (-1, 1)
     plain = lock(vector_recipe(folder, "auto", "chosen", compare={**spec, "quantized": None}))
     assert "quantized" not in plain.chosen
+
+
+def test_all_models_are_scored_rounded_and_shown_together(folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("HUB_MAGMAX_SCORES", str(tmp_path))
+    spec = {
+        "evaluator": "text-classification",
+        "tasks": {"b": {"dataset": "./report.jsonl"}},
+        "quantized": ["int2", "int2-gptq"],
+        "quantized_models": "all",
+        "calibration": {"dataset": "./tune.jsonl"},
+    }
+    recipe = vector_recipe(folder, output="shown", evaluation=spec)
+    scores = hm.run(recipe).scores
+    models = {"base_model": "b", "b": "b-int3", "merged": "shown"}
+    words = AutoTokenizer.from_pretrained(folder / "b")
+    encoded = words([text for text, _ in TUNE], padding=True, return_tensors="pt")
+
+    def by_gptq(model):
+        return rounded_by_gptq(model, 2, lambda network: network(**encoded))
+
+    for name, place in models.items():
+        tensors = weights(folder, place)
+        assert scores.get(f"{name}:int2", "b").value == rounded_accuracy(folder, tensors, REPORT)
+        assert scores.get(f"{name}:int2-gptq", "b").value == rounded_accuracy(
+            folder, tensors, REPORT, by_gptq
+        )
+    assert not any(score.model.startswith("donor:") for score in scores.scores)
+    card = (folder / "shown" / "README.md").read_text(encoding="utf-8")
+    part = card.partition("## Rounded weights")[2].partition("## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in part.splitlines() if "`b`" in line]
+    assert [model for _, model in rows] == ["base model", "merged", "own checkpoint"]
+    assert "own checkpoint:int2-gptq" in scores.table("markdown")
+    lines = []
+    again = hm.evaluate(recipe, lock(recipe), folder / "shown", report=lines.append)
+    # Of base model and task b, what is rounded to the nearest too; what GPTQ answers is measured again.
+    assert any("4 of 9 scores are there" in line or "5 of" in line for line in lines), lines
+    assert again.digest == scores.digest
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"quantized": ["int3-gptq"]}, "GPTQ needs examples.*write calibration"),
+        ({"quantized": ["int3"], "calibration": {"dataset": "./tune.jsonl"}}, "nothing is rounded by it"),
+        ({"quantized_models": "all"}, "nothing is rounded by it"),
+        ({"quantized": ["int3-awq"]}, "'int3-awq' is no rounding; write int2 to int8"),
+    ],
+)
+def test_roundings_that_lack_something_are_refused(folder, changes, told):
+    spec = {"evaluator": "text-classification", "tasks": {"b": {"dataset": "./report.jsonl"}}}
+    with pytest.raises(RecipeError, match=f"(?s){told}"):
+        vector_recipe(folder, evaluation=spec | changes)

@@ -16,7 +16,6 @@ from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import comparison_digest
 from hub_magmax.recipe.schema import Compare, Recipe
-from hub_magmax.recipe.values import num_bits
 from hub_magmax.text import ProgressBar, Report, unseen
 
 
@@ -45,8 +44,7 @@ def choose(
     assert data is not None, "checked with the recipe"
     spec = recipe.compare or Compare()
     tried = candidates(spec, recipe.method, {"recipe": lock.weights})
-    bits = num_bits(spec.quantized)
-    with CandidateScorer(recipe, lock, journal, progress, report, bits) as scorer:
+    with CandidateScorer(recipe, lock, journal, progress, report, spec.bits) as scorer:
         batches = scorer.load(data, "compare.tune")
         what, fewer = (
             f"{announced(tried)}, each on {examples_of(batches)}",

@@ -27,7 +27,7 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import rules_under
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Compare, Recipe
-from hub_magmax.recipe.values import AUTO, Data, num_bits
+from hub_magmax.recipe.values import AUTO, Data
 from hub_magmax.text import ProgressBar, Report, step, unseen
 
 if TYPE_CHECKING:
@@ -204,8 +204,7 @@ def compare(
     journal = Journal() if journal is None else journal
     weights = preferences_to_try(recipe, spec, lock, journal, report, progress)
     tried = candidates(spec, recipe.method, weights)
-    bits = num_bits(spec.quantized)
-    with CandidateScorer(recipe, lock, journal, progress, report, bits) as scorer:
+    with CandidateScorer(recipe, lock, journal, progress, report, spec.bits) as scorer:
         _check_apart(scorer, recipe.tuning_data, spec.report)
         batches = scorer.load(recipe.tuning_data, "compare.tune")
         other = scorer.load(spec.report, "compare.report")

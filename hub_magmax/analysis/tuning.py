@@ -22,7 +22,8 @@ from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.evaluation.evaluators.plugins import about, answers
 from hub_magmax.evaluation.journal import Journal, Outcomes, restored, stored
 from hub_magmax.evaluation.margins import Margins, normalised_margins, within
-from hub_magmax.evaluation.scoring import counted, rounded_model, size_of_batches
+from hub_magmax.evaluation.rounding import rounded_model
+from hub_magmax.evaluation.scoring import counted, size_of_batches
 from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import NUM_CHECKED, check_sample_size
 from hub_magmax.preference.samples import Scorer
@@ -30,7 +31,7 @@ from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Compare, Evaluation, Recipe
-from hub_magmax.recipe.values import AUTO, Data, num_bits
+from hub_magmax.recipe.values import AUTO, Data
 from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 
 if TYPE_CHECKING:
@@ -333,14 +334,13 @@ def scorer_of(
     Where the recipe's scaling is `auto`, the best of the comparison's coefficients counts.
     """
     written, spec = recipe.method, recipe.compare or Compare()
-    bits = num_bits(spec.quantized)
     scalings = spec.tried_scaling if written.scaling == AUTO else (written.scaling,)
     tried = [locked_method(written.model_copy(update={"scaling": scaling})) for scaling in scalings]
 
     def on_examples(
         examples: Dataset, data: Data, num_tried: int
     ) -> Callable[[Mapping[str, float]], Sequence[Outcome]]:
-        scorer = CandidateScorer(recipe, lock, journal, progress, report, bits)
+        scorer = CandidateScorer(recipe, lock, journal, progress, report, spec.bits)
         check_columns(examples, scorer.evaluator, data, recipe)
         batches = scorer.encode(examples, data, "preference")
         what = f"at most {number_of(num_tried, 'preference')}"

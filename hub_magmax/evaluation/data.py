@@ -239,7 +239,8 @@ def _evaluation_data(recipe: Recipe) -> list[Data]:
     """Return the data of the evaluation; none of an evaluator that brings its own."""
     if recipe.evaluation is None or brings_data(evaluator_of(recipe.evaluation)):
         return []
-    return list(recipe.evaluation.data.values())
+    calibration = recipe.evaluation.calibration
+    return [*recipe.evaluation.data.values(), *([calibration] if calibration else [])]
 
 
 def local_file(spec: Data, folder: Path) -> Path | None:

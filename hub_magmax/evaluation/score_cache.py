@@ -29,6 +29,7 @@ from hub_magmax.files import digest
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.lockfile import Lock, own_base_name
 from hub_magmax.recipe.schema import Evaluation, Recipe
+from hub_magmax.recipe.values import GPTQ
 from hub_magmax.registry import EVALUATORS
 from hub_magmax.text import Report, number_of, step
 
@@ -49,7 +50,7 @@ _OURS = re.compile(rf"[0-9a-f]{{64}}\.json|{_TEMPORARY_PREFIX}\w+")
 _PLACES = {"dataset", "config", "split", "revision"}
 
 #: Keys of an evaluation that do not change what a model answers.
-_ASIDE = {"tasks", "guard", "margin", "quantized", "cells"}
+_ASIDE = {"tasks", "guard", "margin", "quantized", "quantized_models", "calibration", "cells"}
 
 #: What a lock found out about a source by comparing it with the base model.
 _FACTS = ("adapter_config", "places", "added_rows", "renamed", "ties", "label_rows")
@@ -176,7 +177,7 @@ class Reuse:
     def done(self) -> None:
         """Forget the merged model's answers: they are in the scores."""
         if self._keys is not None:
-            made = [cell for cell in self._wanted if cell[0] not in self._made]
+            made = [cell for cell in self._wanted if cell[0].partition(":")[0] not in self._made]
             self._kept.forget(self._keys.key(*cell) for cell in made)
 
 
@@ -197,11 +198,12 @@ class _Keys:
         """Return the digest of a model's answers on a task; None where they may not be kept."""
         if self._fingerprints.get(task) is None:
             return None
-        identity = self._model(model)
-        if identity is None:
+        name, _, kind = model.partition(":")
+        identity = self._model(name)
+        if identity is None or kind.endswith(GPTQ):  # what that answers depends on other examples too
             return None
         data = self._spec.data[task].model_dump(mode="json", exclude=_PLACES)
-        parts = [identity, self._fingerprints[task], data, self._common]
+        parts = [identity, self._fingerprints[task], data, self._common, *([kind] if kind else [])]
         return digest(parts).removeprefix("sha256:")
 
     def _model(self, name: str) -> Any:
@@ -213,6 +215,7 @@ class _Keys:
 
     def is_current(self, name: str) -> bool:
         """Say whether the files of a model are those that its key was made of."""
+        name = name.partition(":")[0]
         before = self._states.get(name)
         return before is not None and self._state(name) == before
 

@@ -51,9 +51,9 @@ OWN = "own"
 MERGED = "merged"
 
 
-def quantized_name(bits: str) -> str:
-    """Return the name of the merged model with quantised weights, such as `merged:int4`."""
-    return f"{MERGED}:{bits}"
+def quantized_name(kind: str, model: str = MERGED) -> str:
+    """Return the name of a model with quantised weights, such as `merged:int4`."""
+    return f"{model}:{kind}"
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,32 @@ class Scores(Tabular):
 
     def _by_task(self) -> Table:
         """Return a row for each task: base model, own checkpoint, and the merged model in all its forms."""
-        made = [model for model in dict.fromkeys(s.model for s in self.scores) if model.startswith(MERGED)]
+        columns = {"base model": "base_model", "own checkpoint": OWN, **self._merged}
+        for kind in self.kinds if self.rounds_all else ():
+            columns[f"base model:{kind}"] = quantized_name(kind, "base_model")
+            columns[f"own checkpoint:{kind}"] = quantized_name(kind, OWN)
         rows = tuple(
-            (task, *(measured(self.get(model, task)) for model in ("base_model", task, *made)))
+            (task, *(measured(self.get(_of_task(model, task), task)) for model in columns.values()))
             for task in self.data
         )
         notes = (f"{self.legend}; intervals are of 95 %", *self.cuts)
-        return Table(("task", "base model", "own checkpoint", *made), rows, notes)
+        return Table(("task", *columns), rows, notes)
+
+    @property
+    def _merged(self) -> dict[str, str]:
+        """Return the names of the merged model in all its forms, by themselves."""
+        return {score.model: score.model for score in self.scores if score.model.startswith(MERGED)}
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return what the merged model's weights were rounded to, such as `int4`."""
+        prefix = quantized_name("")
+        return tuple(name.removeprefix(prefix) for name in self._merged if name.startswith(prefix))
+
+    @property
+    def rounds_all(self) -> bool:
+        """Whether the base model and the tasks' checkpoints were scored with rounded weights too."""
+        return any(score.model.startswith(quantized_name("", "base_model")) for score in self.scores)
 
     @property
     def legend(self) -> str:
@@ -194,6 +213,12 @@ class Scores(Tabular):
                 row["probabilities"] = score.probabilities
             rows.append(json.dumps(row, ensure_ascii=False))
         return "[\n" + ",\n".join(rows) + "\n]\n"
+
+
+def _of_task(model: str, task: str) -> str:
+    """Return the name of a model, where `OWN` is a task's own checkpoint."""
+    name, colon, kind = model.partition(":")
+    return f"{task if name == OWN else name}{colon}{kind}"
 
 
 def _values(scores: Scores) -> dict[str, Any]:

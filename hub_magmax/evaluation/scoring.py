@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,8 +34,9 @@ from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.evaluators.plugins import answers
 from hub_magmax.evaluation.journal import Outcomes
 from hub_magmax.evaluation.models import Loading, model_places
+from hub_magmax.evaluation.rounding import Rounding, quantized_cells
 from hub_magmax.evaluation.score_cache import Reuse
-from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, quantized_name, scores_for
+from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, scores_for
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.loading import RecipeLike, as_recipe
@@ -69,6 +70,7 @@ class Prepared:
         wanted: By model, what it is scored on: names of models, quantised ones too, and tasks.
         described: By task, facts about the examples, as `Scores.data` has them.
         is_pinned: The models are those of recipe and lock, and not others that were named.
+        rounding: Makes the quantised copies of models.
     """
 
     recipe: Recipe
@@ -81,6 +83,7 @@ class Prepared:
     wanted: Mapping[str, Sequence[tuple[str, str]]]
     described: Mapping[str, Mapping[str, Any]]
     is_pinned: bool
+    rounding: Rounding
 
 
 @step("preparing to score")
@@ -105,7 +108,19 @@ def prepare(
     wanted = {name: _asked(name, spec, pinned=models is None) for name in places}
     described = _described(recipe, lock, evaluator, examples, wanted)
     is_pinned = models is None
-    return Prepared(recipe, lock, spec, merged, evaluator, examples, places, wanted, described, is_pinned)
+    return Prepared(
+        recipe,
+        lock,
+        spec,
+        merged,
+        evaluator,
+        examples,
+        places,
+        wanted,
+        described,
+        is_pinned,
+        Rounding.find(recipe, lock, evaluator),
+    )
 
 
 @checked
@@ -180,7 +195,7 @@ def score(
     reuse = Reuse(recipe, lock, Path(prepared.merged), prepared.described, processes, is_on=is_on)
     wanted = prepared.wanted
     reuse.find(wanted, report)
-    bench = _Bench(recipe, evaluator, spec, prepared.examples, processes, reuse, progress)
+    bench = _Bench(recipe, evaluator, spec, prepared.examples, processes, reuse, progress, prepared.rounding)
     loading = Loading(recipe, lock, evaluator, is_pinned=prepared.is_pinned, report=report)
     scores: list[Score] = []
     run = [name for name in prepared.places if not reuse.known.keys() >= {*wanted[name]}]
@@ -207,13 +222,10 @@ def score(
 def _asked(name: str, spec: Evaluation, *, pinned: bool) -> list[tuple[str, str]]:
     """Return what to score a model on: its name and a task, then those of its quantised copies."""
     if name in ("base_model", MERGED):
-        quantized = spec.quantized if name == MERGED and pinned else ()
-        return [(name, task) for task in (*spec.tasks, *spec.guard)] + _quantized(quantized, spec)
-    return [(name, task) for task in (spec.own_cells(name) if pinned else spec.tasks)]
-
-
-def _quantized(kinds: Sequence[str], spec: Evaluation) -> list[tuple[str, str]]:
-    return [(quantized_name(bits), task) for bits in dict.fromkeys(kinds) for task in spec.tasks]
+        found = [(name, task) for task in (*spec.tasks, *spec.guard)]
+    else:
+        found = [(name, task) for task in (spec.own_cells(name) if pinned else spec.tasks)]
+    return found + (quantized_cells(name, spec) if pinned else [])
 
 
 def _described(
@@ -246,6 +258,7 @@ class _Bench:
     processes: Processes
     reuse: Reuse
     progress: ProgressBar
+    rounding: Rounding
 
     def scores(
         self, name: str, cells: Sequence[tuple[str, str]], load: Callable[[], LoadedModel]
@@ -265,7 +278,7 @@ class _Bench:
         with self._counting(name, [task for _, task in cells]) as advance:
             for label, task in cells:
                 if label not in held:
-                    held = {name: held[name], label: _shrunk(held[name], label)}
+                    held = {name: held[name], label: self.rounding.copy(held[name], label)}
                 LOG.debug("scoring on the examples of %s", task)
                 outcomes = self._outcomes(held[label], task, advance)
                 yield self.reuse.keep(label, task, outcomes)
@@ -293,18 +306,6 @@ class _Bench:
                 task,
                 advance,
             )
-
-
-def _shrunk(loaded: LoadedModel, label: str) -> LoadedModel:
-    """Return the quantised copy of a model that has this label."""
-    return rounded_model(loaded, int(label.removeprefix(quantized_name("int"))))
-
-
-def rounded_model(loaded: LoadedModel, bits: int) -> LoadedModel:
-    """Return a model with weights of so few bits."""
-    from hub_magmax.evaluation.quantizing import rounded
-
-    return replace(loaded, network=rounded(loaded.network, bits))
 
 
 def run_evaluator(

@@ -17,7 +17,7 @@ from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.options import check_options
 from hub_magmax.recipe.alternation_checks import alternation_problems
 from hub_magmax.recipe.correction_checks import correction_problems
-from hub_magmax.recipe.evaluation_checks import guard_problems, prompt_problems
+from hub_magmax.recipe.evaluation_checks import guard_problems, prompt_problems, rounding_problems
 from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
@@ -345,6 +345,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     _tokenizer_problems: frozenset({"tasks", "tokenizer"}),
     guard_problems: frozenset({"tasks", "evaluation"}),
     prompt_problems: frozenset({"evaluation"}),
+    rounding_problems: frozenset({"evaluation"}),
     training_problems: frozenset({"tasks", "training", "evaluation"}),
     alternation_problems: frozenset({"tasks", "training", "output", "sites"}),
 }

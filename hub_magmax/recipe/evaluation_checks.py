@@ -18,6 +18,22 @@ def guard_problems(recipe: Recipe) -> Iterator[Problem]:
             yield conflict(("evaluation", "guard", name), "this is the name of a task", "choose another one")
 
 
+def rounding_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what quantised models lack: examples for GPTQ, or anything to round to."""
+    spec = recipe.evaluation
+    if spec is None:
+        return
+    if spec.needs_calibration and spec.calibration is None:
+        text, hint = "GPTQ needs examples, whose labels play no part", "write calibration: {dataset: ...}"
+        yield conflict(("evaluation", "quantized"), text, hint)
+    unused = [] if spec.quantized else ["quantized_models"]
+    unused += [] if spec.needs_calibration else ["calibration"]
+    for key in unused:
+        if getattr(spec, key) is not None:
+            hint = "write quantized: [int3, int3-gptq], or leave it out"
+            yield conflict(("evaluation", key), "nothing is rounded by it", hint)
+
+
 def prompt_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield keys of prompts where the evaluator has none: they would be left out in silence."""
     if recipe.evaluation is None:

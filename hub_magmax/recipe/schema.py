@@ -30,6 +30,7 @@ from hub_magmax.recipe.tokenizer import Tokenizer
 from hub_magmax.recipe.training import Training
 from hub_magmax.recipe.values import (
     AUTO,
+    GPTQ,
     MAX_TASKS,
     Bits,
     Data,
@@ -39,12 +40,14 @@ from hub_magmax.recipe.values import (
     Number,
     Place,
     Positive,
+    Quantized,
     Repository,
     Scaling,
     Size,
     Spec,
     TaskData,
     TaskName,
+    num_bits,
 )
 from hub_magmax.registry import METHODS
 
@@ -153,6 +156,11 @@ class Compare(Spec):
     quantized: Bits | None = None
 
     @property
+    def bits(self) -> int | None:
+        """Bits of the weights that are scored; None where they are not rounded."""
+        return None if self.quantized is None else num_bits(self.quantized)
+
+    @property
     def tried_methods(self) -> tuple[Method, ...]:
         """The methods that are listed, or every built-in one with its options for comparisons."""
         return _tried() if self.methods is None else self.methods
@@ -166,7 +174,9 @@ class Compare(Spec):
 class Evaluation(Spec):
     """Per task, the examples that the card reports on.
 
-    `quantized` scores the merged model again on weights rounded to fewer bits. `guard` names examples on
+    `quantized` scores the merged model again on weights rounded to fewer bits; with `quantized_models: all`
+    the base model and the tasks' checkpoints on their own tasks too. `int3-gptq` rounds by GPTQ, by the
+    examples of `calibration`. `guard` names examples on
     which the merged model may score at most `margin` less than the base model. `device_map` spreads each
     model over the devices of this machine, as accelerate does. `cells: own` scores each task's checkpoint on
     its own task only, by default on all.
@@ -175,7 +185,9 @@ class Evaluation(Spec):
     evaluator: EvaluatorChoice = EvaluatorChoice()
     tasks: TaskData
     batch_size: Annotated[int, Field(ge=1)] = 64
-    quantized: tuple[Bits, ...] = ()
+    quantized: tuple[Quantized, ...] = ()
+    quantized_models: Literal["merged", "all"] | None = None
+    calibration: Data | None = None
     guard: TaskData = Field(default_factory=dict)
     margin: Annotated[Number, Field(ge=0)] = 0.01
     device_map: Literal["auto", "balanced", "balanced_low_0", "sequential"] | None = None
@@ -185,7 +197,15 @@ class Evaluation(Spec):
     def digest(self) -> str:
         """Digest of what decides the scores."""
         aside = {"margin", "device_map"} | ({"cells"} if self.cells != "own" else set())
+        # Keys that came later, and are not given, are left out, as in older digests.
+        later = {"quantized_models", "calibration"}
+        aside |= {name for name in later if getattr(self, name) is None}
         return digest(self.model_dump(mode="json", exclude=aside))
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether weights are rounded by what examples say."""
+        return any(kind.endswith(GPTQ) for kind in self.quantized)
 
     def own_cells(self, task: str) -> tuple[str, ...]:
         """Return the tasks on whose examples a task's own checkpoint is scored."""

@@ -35,6 +35,9 @@ MAX_PLACE_LENGTH = 4096
 #: Written in a recipe where a comparison shall choose.
 AUTO = "auto"
 
+#: Ending of the name of whole numbers to which GPTQ rounds.
+GPTQ = "-gptq"
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
           "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}  # fmt: skip
 
@@ -91,6 +94,12 @@ def _dataset_id(value: str) -> str:
 def _bits(value: str) -> str:
     if re.fullmatch("int[2-8]", value) is None:
         raise ValueError(f"{value!r} is no number of bits; write int2 to int8")
+    return value
+
+
+def _quantized(value: str) -> str:
+    if re.fullmatch(f"int[2-8]({GPTQ})?", value) is None:
+        raise ValueError(f"{value!r} is no rounding; write int2 to int8, or int2-gptq to int8-gptq")
     return value
 
 
@@ -260,12 +269,19 @@ Positive = Annotated[Number, Field(gt=0)]
 #: Whole numbers of two to eight bits.
 Bits = Annotated[str, AfterValidator(_bits), WithJsonSchema({"type": "string", "pattern": "^int[2-8]$"})]
 
+#: The same, each rounded to the nearest or by GPTQ.
+Quantized = Annotated[
+    str,
+    AfterValidator(_quantized),
+    WithJsonSchema({"type": "string", "pattern": f"^int[2-8]({GPTQ})?$"}),
+]
+
 #: A number of any sign per task.
 Coefficients = Annotated[dict[TaskName, Number], Field(max_length=MAX_TASKS)]
 
 TaskWeights = Annotated[dict[TaskName, Annotated[Number, Field(ge=0)]], Field(max_length=MAX_TASKS)]
 
 
-def num_bits(kind: str | None) -> int | None:
-    """Return the number in the name of whole numbers, 3 of `int3`."""
-    return None if kind is None else int(kind.removeprefix("int"))
+def num_bits(kind: str) -> int:
+    """Return the number in the name of whole numbers, 3 of `int3` and of `int3-gptq`."""
+    return int(kind.removeprefix("int").removesuffix(GPTQ))

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from hub_magmax import methods
 from hub_magmax.evaluation.guards import check_guards
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES
-from hub_magmax.evaluation.scores import OUTCOMES_NAME, SCORES_NAME, Scores, quantized_name
+from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, quantized_name
 from hub_magmax.evaluation.tails import LEVELS, MIN_TAIL_EXAMPLES, ExampleLoss, example_loss
 from hub_magmax.evaluation.tradeoff import Tradeoff, best_single, task_tradeoffs, weighted_mean
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
@@ -201,6 +201,7 @@ def _measured(recipe: Recipe, lock: Lock, scores: Scores | None, rows: Sequence[
         "min_tail": MIN_TAIL_EXAMPLES,
         "losses": _some(example_loss(row.own, row.merged) for row in rows),
         "rounded": _rounded(scores, rows),
+        "quantized": _quantized(scores, rows),
         "unmeasured": {row.task: Markdown(_unmeasured(row)) for row in rows if _unmeasured(row)},
     }
 
@@ -235,16 +236,29 @@ def _some(losses: Iterable[ExampleLoss | None]) -> list[ExampleLoss]:
 
 def _rounded(scores: Scores | None, rows: Sequence[Tradeoff]) -> dict[str, list[ExampleLoss]]:
     """Return each task's losses by quantised weights, by bits."""
-    prefix = quantized_name("")
-    models = dict.fromkeys(score.model for score in scores.scores) if scores else {}
     found = {
-        model.removeprefix(prefix): _some(
-            example_loss(row.merged, scores.get(model, row.task)) for row in rows if scores
+        kind: _some(
+            example_loss(row.merged, scores.get(quantized_name(kind), row.task)) for row in rows if scores
         )
-        for model in models
-        if model.startswith(prefix)
+        for kind in (scores.kinds if scores else ())
     }
     return {bits: losses for bits, losses in found.items() if losses}
+
+
+def _quantized(scores: Scores | None, rows: Sequence[Tradeoff]) -> dict[str, Any]:
+    """Return the scores of every model with whole and with rounded weights, where all were rounded."""
+    if scores is None or not scores.rounds_all:
+        return {}
+    found = [
+        (row.task, Markdown(title), _forms(scores, name or row.task, row.task))
+        for row in rows
+        for title, name in {"base model": "base_model", "merged": MERGED, "own checkpoint": None}.items()
+    ]
+    return {"kinds": scores.kinds, "rows": [row for row in found if any(row[2])]}
+
+
+def _forms(scores: Scores, model: str, task: str) -> list[Score | None]:
+    return [scores.get(name, task) for name in (model, *(quantized_name(k, model) for k in scores.kinds))]
 
 
 def _weighted(rows: Sequence[Tradeoff], scores: Scores | None) -> dict[Markdown, float]:

@@ -82,9 +82,8 @@ class _RoundedLosses(nn.Module):
 
 def _network(model: LoadedModel, evaluator: Evaluator, spec: Training, smoothing: float) -> nn.Module:
     """Return what computes the loss."""
-    losses = _Losses(model, evaluator, smoothing)
-    bits = num_bits(spec.quantization_aware)
-    return losses if bits is None else _RoundedLosses(losses, bits)
+    losses, kind = _Losses(model, evaluator, smoothing), spec.quantization_aware
+    return losses if kind is None else _RoundedLosses(losses, num_bits(kind))
 
 
 @dataclass(frozen=True)
