@@ -121,7 +121,7 @@ WRITING = [
     "apply chosen --out {0}/applied --from {0}",
     "fleet me/everything --html fleet.html",
 ]
-WRITING_NOTHING = {"doctor", "history", "validate", "plan", "methods", "schema", "tails"}
+WRITING_NOTHING = {"doctor", "history", "validate", "plan", "methods", "schema", "tails", "predict-merge"}
 
 
 def test_every_command_is_looked_at():

@@ -32,6 +32,7 @@ VERBS = {
     "methods": "methods",
     "plan": "merging",
     "predict": "decisions",
+    "predict-merge": "mergeability",
     "prefer": "recipes",
     "push": "publishing",
     "quickstart": "quickstart",
@@ -57,7 +58,7 @@ class VerbGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name
+        name = f"{cmd_name}_" if iskeyword(cmd_name) else cmd_name.replace("-", "_")
         command: click.Command = getattr(import_module(f"hub_magmax.cli.{VERBS[cmd_name]}"), name)
         return command
 
@@ -98,9 +99,8 @@ _AS_JSON = "hub_magmax.as_json"
 )
 @click.version_option(__version__, prog_name="hub-magmax")
 def main(verbose: bool, quiet: bool, log_format: str | None) -> None:
-    """Merge fine-tuned checkpoints into one model, under a preference.
-
-    \b
+    """\b
+    Merge fine-tuned checkpoints into one model, under a preference.
     Start with `quickstart`; for a recipe of your own: `validate`, `plan`, `run`.
     Exit codes: 0 done; 1 error; 2 usage; 3 regressed, differs; 130, 143 stopped.
     """

@@ -14,6 +14,7 @@ from hub_magmax.cli.options import (
     faults_option,
     format_option,
     from_cache_option,
+    metric_options,
     recipe_options,
 )
 from hub_magmax.cli.terminal import ERROR, Answer, progress, say, table_and, verb
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 @faults_option
 @format_option
 def compare(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> Answer:
-    """Try methods, scalings and preferences; write the best recipe.
+    """Try methods, scalings, preferences; write the best recipe.
 
     Merges in memory. RECIPE names the examples to choose by and to report on under `compare`. By default all
     built-in methods are tried, with nine scalings, under the recipe's preference and a uniform one: 100 to
@@ -93,15 +94,10 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
 @verb
 @recipe_options
 @click.option("--metrics", is_flag=True, help="Measure pairs of tasks: do they merge well?")
-@click.option(
-    "--rank", type=click.IntRange(0), default=10, help="Directions of each matrix that metrics compare; 10."
-)
-@click.option(
-    "--examples", type=click.IntRange(0), default=10, help="Of each task, on which metrics run models; 10."
-)
+@metric_options
 @format_option
 def diagnose(asked: RecipeOptions, metrics: bool, rank: int, examples: int, form: Format) -> Answer:
-    """Read RECIPE's checkpoints once, and say what is odd in them.
+    """Read RECIPE's checkpoints once; say what is odd in them.
 
     Exits with 1 if one of them has a fault, for which a merge would be refused.
     --metrics reads every element, once; directions of matrices take longer, and

@@ -18,7 +18,7 @@ _WIDTH = 11
 
 @verb
 def doctor() -> Answer:
-    """Look at this machine: packages, memory, disks, Hub, devices.
+    """Look at this machine: packages, memory, Hub, devices.
 
     Exits with 1 if something will stop a merge; a Hub that does not answer is a warning. The token is never
     shown.

@@ -93,7 +93,7 @@ def verify(
 )
 @from_cache_option
 def apply(selection: str, out: Path | None, revision: str | None, folder: Path | None) -> Answer:
-    """Make the weights of a SELECTION again, from its checkpoints.
+    """Make the weights of a SELECTION from its checkpoints.
 
     SELECTION is a folder or a Hub id. The weights are those that the merge would
     have written with `output.format: weights`, byte for byte.
@@ -119,7 +119,7 @@ def apply(selection: str, out: Path | None, revision: str | None, folder: Path |
 @click.argument("folder", type=FilePath("dir"))
 @click.option("--private-key", required=True, type=FilePath(), help="PEM file of the key.")
 def sign(folder: Path, private_key: Path) -> Answer:
-    """Sign a merged FOLDER with a key file (OpenSSF model-signing).
+    """Sign a merged FOLDER with a key (OpenSSF model-signing).
 
     \b
     Example:
@@ -206,7 +206,7 @@ def canary(
     dry_run: bool,
     form: Format,
 ) -> Answer:
-    """Score a merged MODEL again, and compare with pinned results.
+    """Score a merged MODEL again; compare with pinned results.
 
     Exits with 3 if a task is worse by more than the margin. Otherwise the tag last-good moves to the
     newest revision.

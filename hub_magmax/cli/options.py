@@ -164,6 +164,26 @@ def changed_recipe(function: Callable[..., Answer]) -> Callable[..., Answer]:
     return _folding(function, "asked", RecipeOptions)
 
 
+def metric_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Add the options of metrics of pairs of tasks."""
+    for option in (
+        click.option(
+            "--examples",
+            type=click.IntRange(0),
+            default=10,
+            help="Of each task, on which metrics run models; 10.",
+        ),
+        click.option(
+            "--rank",
+            type=click.IntRange(0),
+            default=10,
+            help="Directions of each matrix that metrics compare; 10.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
     """Add the argument RECIPE and its options; the function gets them as `asked`, a `RecipeOptions`."""
     for option in (

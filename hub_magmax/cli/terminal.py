@@ -105,9 +105,10 @@ _COMMON_OPTIONS = (
 def verb(function: Callable[..., Answer]) -> Verb:
     """Turn a function into the command of its name; its docstring is the help.
 
-    A name that Python keeps for itself is written with an underscore at its end: `import_`.
+    A name that Python keeps for itself is written with an underscore at its end, `import_`; elsewhere one
+    stands for a hyphen.
     """
-    command = click.command(function.__name__.rstrip("_"), cls=Verb)(function)
+    command = click.command(function.__name__.rstrip("_").replace("_", "-"), cls=Verb)(function)
     command.params += _COMMON_OPTIONS
     return command
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @changed_recipe
 @from_cache_option
 def finetune(asked: RecipeOptions) -> Answer:
-    """Train the checkpoints of RECIPE's tasks that are not there yet.
+    """Train the checkpoints of RECIPE's tasks that are missing.
 
     `training` of RECIPE names each task's examples and says how it is trained. A checkpoint that is there
     stays as it is, and an interrupted training goes on after its last stored step. With `evaluation`, what a
