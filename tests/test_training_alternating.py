@@ -211,7 +211,11 @@ def digest(folder):
 
 def test_finished_rounds_are_not_made_again_and_each_is_rebuilt_from_its_lock(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "here")
+    remains = folder / "out.rounds" / "2" / "model.partial"  # of a process that was killed after its rename
+    remains.mkdir()
+    (remains / "lock").touch()
     made = alternate(folder, ROUNDS, ALL)
+    assert not remains.exists()
     assert [one.is_new for one in made.rounds] == [False] * 3 and made.run.merged_before
     for number in (1, 2, 3):
         hm.rebuild(str(folder / "out.rounds" / str(number) / "merged"), folder=folder)

@@ -10,6 +10,7 @@ from typing import Any
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import RecipeError
 from hub_magmax.files import from_here, os_errors
+from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.pipeline import Run, lock, run
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.arguments import checked, opened
@@ -99,10 +100,14 @@ def alternate(
 
 
 def _num_finished(rounds: Sequence[Round]) -> int:
-    """Return how many rounds before the last one are finished, by the latest whose model is there."""
+    """Return how many rounds before the last one are finished, by the latest whose model is there.
+
+    What a process left beside that model is removed if it was killed between the model's rename and its end.
+    """
     latest = max((one.number for one in rounds[:-1] if one.is_finished), default=0)
     if latest:
         rounds[latest - 1].check_same()
+        PartialFolder(rounds[latest - 1].model, "").clean_up()
     return latest
 
 
