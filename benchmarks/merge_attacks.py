@@ -235,14 +235,14 @@ def kills(victim: Victim, *, count: int = 100, seed: int = 0) -> Tally:
     return tally
 
 
-def site_kills(victim: Victim, *, count: int = 50, seed: int = 0) -> Tally:
-    """Kill forked merges of several sites at random moments, until `count` of them died.
+def random_kills(victim: Victim, *, count: int = 50, seed: int = 0, tries: int = 3) -> Tally:
+    """Kill forked commands at random moments, until `count` of them died.
 
-    Moments are drawn from the time that the fastest of three undisturbed merges takes. One that ended before
+    Moments are drawn from the time that the fastest of some undisturbed ones takes. One that ended before
     its moment came is judged and counted as well.
     """
     tally, generator = Tally(), random.Random(seed)
-    seconds = min(_undisturbed_seconds(victim) for _ in range(3))
+    seconds = min(_undisturbed_seconds(victim) for _ in range(tries))
     killed = 0
     while killed < count:
         child = start_child(victim)

@@ -56,6 +56,8 @@ def _failures(results: dict[str, Any], part: str) -> list[str]:
 PARTS = {
     "kills": "SIGKILL of a real `hub-magmax merge` at a random moment of its writing",
     "site_kills": "SIGKILL of `hub-magmax run` of three sites at a random moment of its writing",
+    "finetune_kills": "SIGKILL of `hub-magmax finetune` of two tasks at a random moment",
+    "alternate_kills": "SIGKILL of `hub-magmax alternate` in three rounds at a random moment",
     "hub_kills": "SIGKILL of `hub-magmax run`, which merges and pushes to a local Hub, at a random moment",
     "hub_requests": "SIGKILL of `hub-magmax run` before and after each request that it sends",
     "relay_kills": "SIGKILL of a merge straight to the Hub (`output.keep: false`) at a random moment",
@@ -87,10 +89,12 @@ _OUTRO = """
 After each attack on a merge the output is looked at (absent or complete, never half), the same command
 runs again, and its output is compared byte for byte with that of an undisturbed merge, with nothing left
 beside it. After a kill during a push every commit on the Hub is looked at: none may hold a part of a
-model, and after the second run exactly one holds it. Where the process was killed after the rename the
-model is complete already; `merge` may then refuse, saying that the output holds a model. An attack on a
-reader must be answered within ten seconds by success or by one paragraph that says what is wrong; the
-table gives the slowest answer and how much the process grew over the whole part.
+model, and after the second run exactly one holds it. A training that was killed goes on after its last
+stored step, and rounds in the round that they were in: every checkpoint and every round's model is
+compared. Where the process was killed after the rename the model is complete already; `merge` may then
+refuse, saying that the output holds a model. An attack on a reader must be answered within ten seconds by
+success or by one paragraph that says what is wrong; the table gives the slowest answer and how much the
+process grew over the whole part.
 
 ## What a merge promises
 

@@ -30,15 +30,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import hub_attacks, merge_attacks, reader_attacks, reliability
-from benchmarks.victims import SitesVictim, Tally, Victim
+from benchmarks.victims import RoundsVictim, SitesVictim, Tally, TrainingVictim, Victim
 
 #: For all parts together; on two cores they took a quarter of it.
 LIMIT_MINUTES = 60.0
 
-#: By name: what is attacked, and how many rows the victim's tensors have.
+#: By name: what is attacked, and how many rows the victim's tensors have, or steps its training takes.
 MERGES: dict[str, tuple[Callable[..., Tally], int]] = {
     "kills": (merge_attacks.kills, 65_536),
-    "site_kills": (merge_attacks.site_kills, 4096),
+    "site_kills": (merge_attacks.random_kills, 4096),
+    "finetune_kills": (partial(merge_attacks.random_kills, count=20), 20),
+    "alternate_kills": (partial(merge_attacks.random_kills, count=20), 4),
     "hub_kills": (hub_attacks.kills, 4096),
     "hub_requests": (hub_attacks.requests, 64),
     "relay_kills": (partial(hub_attacks.kills, keep=False), 4096),
@@ -50,6 +52,12 @@ MERGES: dict[str, tuple[Callable[..., Tally], int]] = {
     "read_errors": (merge_attacks.read_errors, 64),
     "source_changes": (merge_attacks.source_changes, 64),
     "no_memory": (merge_attacks.no_memory, 64),
+}
+#: What is attacked where it is another victim than one merge.
+VICTIMS: dict[str, type[Victim]] = {
+    "site_kills": SitesVictim,
+    "finetune_kills": TrainingVictim,
+    "alternate_kills": RoundsVictim,
 }
 READERS: dict[str, Callable[..., Tally]] = {
     "headers": reader_attacks.headers,
@@ -73,8 +81,9 @@ def run_part(name: str, **options: Any) -> Tally:
         attack, rows = MERGES[name]
         with tempfile.TemporaryDirectory() as folder:
             inside = "small" if name == "small_disk" else "."
-            kind = SitesVictim if name == "site_kills" else Victim
-            victim = kind(Path(folder) / "victim", rows=options.pop("rows", rows), inside=inside)
+            victim = VICTIMS.get(name, Victim)(
+                Path(folder) / "victim", rows=options.pop("rows", rows), inside=inside
+            )
             tally = attack(victim, **options)
     tally.seconds = time.perf_counter() - started
     return tally

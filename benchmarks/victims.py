@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -23,11 +24,17 @@ from benchmarks import hostile
 #: Said by a child when the attack strikes, to tell an attack that was survived from one that never came.
 STRUCK = b"(struck)\n"
 
-#: For one merge under attack, which takes a second or two.
-ATTACK_SECONDS = 120
+#: For one command under attack, which takes a few seconds on a machine with nothing else to do.
+ATTACK_SECONDS = 300
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _CHANGES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove")
+
+#: Files that are written when a folder is complete already, or tell how long the merge took.
+_TOLD = (".md", "merge_report.json", "provenance.json")
+
+#: Folders of training and merges that go on there.
+_UNFINISHED = re.compile(r"\.(training|partial)/")
 
 #: Fields of a merge report that differ from run to run.
 _DIFFERS: dict[str, Any] = {"seconds": 0, "peak_memory_bytes": 0, "peak_resident_bytes": 0, "profile": {}}
@@ -64,12 +71,26 @@ class Victim:
     more_values: Mapping[str, Any] = {}
 
     def __init__(self, folder: Path, *, rows: int = 64, inside: str = ".") -> None:
-        import yaml
-
         self.folder, self.recipe = folder, folder / "recipe.yaml"
         self.output = folder / inside / "merged"
+        self.recipe_text = self.write(rows, inside)
+        self.recipe.write_text(self.recipe_text)
+        self.output.parent.mkdir(exist_ok=True)
+        before = set(folder.rglob("*"))
+        code, said = merge_in_child(self)
+        assert code == 0, said
+        self.expected = contents(self.output)
+        assert len([name for name in self.expected if name.endswith(".safetensors")]) > 1
+        shutil.rmtree(self.output)
+        self.at_rest = before
+        assert set(folder.rglob("*")) == before
+
+    def write(self, rows: int, inside: str) -> str:
+        """Write what the recipe names into the folder, and return the recipe."""
+        import yaml
+
         for number, name in enumerate(("base", "a", "b", "c")):
-            hostile.write_checkpoint(folder / name, seed=number, rows=rows)
+            hostile.write_checkpoint(self.folder / name, seed=number, rows=rows)
         values = {
             "schema": 1,
             "base_model": "./base",
@@ -79,17 +100,7 @@ class Victim:
             "output": {"path": f"{inside}/merged", "shard_size": f"{32 * rows}B"},
             **self.more_values,
         }
-        self.recipe_text = yaml.safe_dump(values, sort_keys=False)
-        self.recipe.write_text(self.recipe_text)
-        self.output.parent.mkdir(exist_ok=True)
-        before = set(folder.rglob("*"))
-        code, said = merge_in_child(self)
-        assert code == 0, said
-        self.expected = contents(self.output)
-        assert len([name for name in self.expected if name.endswith(".safetensors")]) > 2
-        shutil.rmtree(self.output)
-        self.at_rest = before
-        assert set(folder.rglob("*")) == before
+        return yaml.safe_dump(values, sort_keys=False)
 
     @property
     def arguments(self) -> list[str]:
@@ -140,9 +151,7 @@ class SitesVictim(Victim):
         """Return `absent` where sites are missing and the others complete; `complete`; or what is wrong."""
         found = contents(self.output) if self.output.exists() else {}
         there = [site for site in self.more_values["sites"] if (self.output / site).exists()]
-        # What is written when the folder is complete already, or tells how long the merge took.
-        told = (".md", "merge_report.json", "provenance.json")
-        names = [name for name in self.expected if name.split("/")[0] in there and not name.endswith(told)]
+        names = [name for name in self.expected if name.split("/")[0] in there and not name.endswith(_TOLD)]
         if wrong := [name for name in names if found.get(name) != self.expected[name]]:
             return f"other bytes in {wrong}"
         if len(there) < len(self.more_values["sites"]):
@@ -156,6 +165,62 @@ class SitesVictim(Victim):
     def leftovers(self) -> list[str]:
         ours = (*self.output.glob("*.partial"), *self.output.rglob("*.tmp"))
         return sorted([*super().leftovers(), *(str(path.relative_to(self.folder)) for path in ours)])
+
+
+class TrainingVictim(Victim):
+    """Two tasks that are trained one after the other, in folders of `merged`, as are their states.
+
+    Attributes:
+        verb: What is killed.
+        more_training: Of the recipe's `training`.
+    """
+
+    verb = "finetune"
+    more_training: Mapping[str, Any] = {}
+
+    def write(self, rows: int, inside: str) -> str:
+        import yaml
+
+        import hub_magmax.training.alternating
+        import hub_magmax.training.loop  # noqa: F401  (loaded before children are forked)
+        from tests.learners import training_recipe, write_learner
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_learner(self.folder)
+        training = {"steps": rows, "checkpoint_every": max(rows // 4, 1), "evaluator": "text-classification"}
+        values = training_recipe(
+            {**training, **self.more_training}, output={"path": f"{inside}/merged/model"}
+        )
+        del values["evaluation"]
+        values["tasks"] = [{"name": task, "model": f"{inside}/merged/{task}"} for task in "ab"]
+        return yaml.safe_dump(values, sort_keys=False)
+
+    @property
+    def arguments(self) -> list[str]:
+        return [self.verb, str(self.recipe)]
+
+    # Complex only by count: conditions on names.
+    def state(self) -> str:
+        """Return `absent` where folders are missing and the others complete; `complete`; or what is wrong."""
+        found = contents(self.output) if self.output.exists() else {}
+        wanted = {name: hash for name, hash in self.expected.items() if not name.endswith(_TOLD)}
+        finished = {name for name in found if not _UNFINISHED.search(name)}
+        folders = {str(Path(name).parent) for name in finished}
+        expected = {name for name in wanted if str(Path(name).parent) in folders}
+        if wrong := [name for name in sorted(expected) if found.get(name) != wanted[name]]:
+            return f"missing, or other bytes: {wrong}"
+        return "complete" if expected == set(wanted) else "absent"
+
+    def leftovers(self) -> list[str]:
+        found = contents(self.output) if self.output.exists() else {}
+        return [*super().leftovers(), *(name for name in found if name not in self.expected)]
+
+
+class RoundsVictim(TrainingVictim):
+    """The same in three rounds, each of which is merged."""
+
+    verb = "alternate"
+    more_training: Mapping[str, Any] = {"order": "from_base", "alternate": {"rounds": 3}}
 
 
 def contents(folder: Path) -> dict[str, str]:
