@@ -81,7 +81,9 @@ def _base_of(configuration: Configuration, notes: Notes) -> Reference | None:
     if len(named) > 1 and configuration.method_name not in _WITH_OWN_BASES:
         _lose_bases(slices, notes)
         return None
-    base = configuration.base or next(iter(named.values()), None) or _chosen(slices, notes)
+    # A base model that all slices have as their own counts, not the one at the top.
+    at_top = configuration.base if len(named) != 1 else None
+    base = at_top or next(iter(named.values()), None) or _chosen(slices, notes)
     if base.lora is not None:
         at = slices[0].base_at or slices[0].at
         notes.lose(at, "a base model with an adapter: merge the adapter into it first")

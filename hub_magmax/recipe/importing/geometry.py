@@ -95,7 +95,9 @@ def multislerp(read: Readings) -> Counterpart:
             "eps is up to 1e-8: more of it turns and shortens what is merged", read.place_of("eps")
         )
     weights, scaling = read.each("weight"), ONE
-    if not read.switch("normalize_weights"):
+    if len(weights) == 1:  # mergekit copies a model that is alone, whatever its weight
+        weights = dict.fromkeys(weights, ONE)
+    elif not read.switch("normalize_weights"):
         total = constant_sum([*weights.values()])
         if total is None or not (read.has_base or total == 1):
             raise read.lost("weights that are not divided by their sum", read.place_of("normalize_weights"))
@@ -181,6 +183,9 @@ def ram(read: Readings) -> Counterpart:
     """Return what single tasks changed, and the mean of what several did."""
     numbers = by_task(read, dict.fromkeys(read.numbers(), ONE))
     options: dict[str, Any] = {"epsilon": read.shared("epsilon")}
+    if read.method == "ramplus_tl" and min(options["epsilon"].points) <= 0:
+        why = "epsilon is above 0: mergekit divides by it where a model changed no element alone"
+        raise read.lost(why, read.place_of("epsilon"))
     if read.method == "ram":
         return Counterpart("ram", numbers, options=options, why="what one task changed, and means of several")
     options |= {"boost": read.shared("r"), "boost_limit": read.shared("alpha")}

@@ -30,6 +30,12 @@ _COARSE = (
     "mergekit, which rounds task vectors before that; and sums of 0 elect no sign here, and plus there"
 )
 
+#: The same for methods that ask whether a task changed an element.
+_NEAR_LIMIT = (
+    "in 16 bits mergekit rounds models and task vectors before it compares them with epsilon, and some "
+    "elements fall to the other side"
+)
+
 #: What numbers of rows mean that differ.
 _OTHER_ROWS = (
     "vocabularies of different sizes, and no tokenizer: mergekit 0.1.5 refuses them, older ones cut them"
@@ -113,7 +119,8 @@ def import_mergekit(top: Marked, models: Models, notes: Notes) -> Imported:
     recipe = translate(configuration, models, notes)
     is_coarse = _is_coarse(configuration, models)
     if is_coarse:
-        notes.add(configuration.method_at, "in expectation", _COARSE)
+        why = _COARSE if configuration.method.ranks else _NEAR_LIMIT
+        notes.add(configuration.method_at, "in expectation", why)
     if _have_other_rows(configuration, models):
         notes.add(configuration.slices[0].at, "warning", _OTHER_ROWS)
     return Imported(
@@ -129,7 +136,8 @@ def _is_coarse(configuration: Configuration, models: Models) -> bool:
     """Say whether elements are ranked of which many are equal."""
     stored = (dtype for one in _facts(configuration, models) for dtype in one.dtypes.values())
     method, every = configuration.method, {working_dtype(configuration, models), *stored}
-    return method.ranks and not method.is_random and bool(every & _OF_16_BITS)
+    is_cut = method.ranks or configuration.method_name in ("ram", "ramplus_tl")
+    return is_cut and not method.is_random and bool(every & _OF_16_BITS)
 
 
 def _have_other_rows(configuration: Configuration, models: Models) -> bool:

@@ -47,8 +47,7 @@ class OutputReader:
             at = top.get(key)
             dtype = self._dtype(at) if at else None
             if at and dtype:
-                found["dtype"] = dtype
-                self._judge_dtype(key, at, dtype)
+                found["dtype"] = self._stored(key, at, dtype)
         if not found and (promoted := self._promoted(set(base_dtypes))):
             found["dtype"] = promoted
         self._chat_template(top.get("chat_template"))
@@ -62,6 +61,16 @@ class OutputReader:
             at, f"{shown(at.plain(), 40)} is no dtype of an output here: {', '.join(_DTYPES)} are"
         )
         return None
+
+    def _stored(self, key: str, at: Marked, dtype: str) -> str:
+        """Return the dtype that mergekit writes, and note what the key does."""
+        if not self._is_widened(dtype):
+            self._judge_dtype(key, at, dtype)
+            return dtype
+        why = f"{self.configuration.method_name} of mergekit writes float32 where there is no out_dtype"
+        self.notes.add(at, "warning", f"{why}: only the models are rounded to {dtype}")
+        self.notes.add(at, "rounding", "output.dtype: float32, from models that are not rounded here")
+        return "float32"
 
     def _judge_dtype(self, key: str, at: Marked, dtype: str) -> None:
         widens = (key, dtype) == ("dtype", "float32") and set() < self._inputs <= _IN_FLOAT32
@@ -80,6 +89,11 @@ class OutputReader:
             more = "; mergekit rounds models and sums to it too" if key == "dtype" else ""
             self.notes.add(at, "rounding", f"output.dtype: float32 or wider is rounded once{more}")
 
+    def _is_widened(self, dtype: str) -> bool:
+        """Say whether mergekit multiplies by masks in float32, and leaves the product in that."""
+        is_half = dtype in ("float16", "bfloat16") and not self.configuration.top.get("out_dtype")
+        return is_half and self.configuration.method_name in ("arcee_fusion", "ramplus_tl")
+
     @property
     def _inputs(self) -> set[str]:
         """The dtypes of the models, as far as they are known."""
@@ -88,10 +102,13 @@ class OutputReader:
     def _promoted(self, base: set[str]) -> str | None:
         """Return the dtype of the inputs together, where the base model's, which counts here, is another."""
         inputs = self._inputs & set(_DTYPES.values())
+        name = next((name for name, dtype in _DTYPES.items() if inputs == {dtype}), "")
+        if self._is_widened(name):
+            return "float32"
         if not inputs or inputs == base:
             return None
-        if len(inputs) == 1:
-            return next(name for name, dtype in _DTYPES.items() if dtype in inputs)
+        if name:
+            return name
         return "float64" if "F64" in inputs else "float32"
 
     def _chat_template(self, at: Marked | None) -> None:

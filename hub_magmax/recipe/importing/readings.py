@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.importing.cases import Case, Picked
 from hub_magmax.recipe.importing.configuration import Configuration, Slice
 from hub_magmax.recipe.importing.families import Family
@@ -90,11 +91,14 @@ class Readings:
         Raises:
             LostError: If it is neither.
         """
-        picked = self.case.picked[None, name]
-        found = as_switch(picked.value.first) if picked.value and picked.value.is_constant else None
-        if found is None:
+        picked = self.case.picked[None, name].value
+        points = () if picked is None else picked.outside.points if self._is_outside else picked.points
+        found = {as_switch(point) for point in points}
+        if not found or None in found:
             raise self.lost("neither true nor false", self.place_of(name))
-        return found
+        if len(found) > 1:
+            raise self.lost(f"a {name} that is true in some blocks, and false in others", self.place_of(name))
+        return bool(found.pop())
 
     def shared(self, name: str) -> Value:
         """Return a shared parameter in numbers.
@@ -162,7 +166,13 @@ class Readings:
             at = picked.condition.at if picked.condition else owner
             wrong = next(point for point in picked.value.points if constant_of(point) is None)
             raise self.lost(f"{shown(wrong)} is no number", at)
-        return found.outside if self.region.is_outside else found
+        return found.outside if self._is_outside else found
+
+    @property
+    def _is_outside(self) -> bool:
+        """Whether no tensor is in a block, so that a gradient stands at its beginning."""
+        names = self.case.names
+        return self.region.is_outside or (bool(names) and all(block_of(name) is None for name in names))
 
 
 def constant_of(point: object) -> Value | None:

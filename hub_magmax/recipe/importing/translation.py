@@ -119,7 +119,15 @@ class _Translator:
         reader = OutputReader(self._config, merged, self._notes, is_copy)
         keys = reader.output(base.dtypes.values() if base else ())
         tokenizer = TokenizerReader(self._config, self._models, family, self._notes).key()
-        return {**tokenizer, "output": {"path": self._output_path(), **keys}}
+        return {**tokenizer, "output": {"path": self._output_path(), **keys, **self._files(family)}}
+
+    def _files(self, family: Family) -> dict[str, str]:
+        """Return whose config is copied, where the base model at the top is only a task of all slices."""
+        top = self._config.base
+        if top is None or top.model.plain == family.base.plain:
+            return {}
+        own = [name for name, place in family.tasks.items() if place.plain == top.model.plain]
+        return {"files_from": own[0]} if own else {}
 
     def _written(
         self, layout: Layout, merged: Sequence[Merged], family: Family, output: Mapping[str, Any]

@@ -78,9 +78,9 @@ def _options(read: Readings) -> dict[str, Any]:
         found["outliers"] = _common({task: _outliers(read, g, densities[task]) for task, g in gammas.items()})
     if read.method in _RANKED:
         return found | _ranked_options(read, densities)
-    if not read.method.startswith("dare"):
+    if not read.method.startswith("dare") and found["density"] != ONE:
         _check_rescaling(read)
-        found |= {"rounding": "down"} if found["density"] != ONE else {}
+        found["rounding"] = "down"
     return found
 
 

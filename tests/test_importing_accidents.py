@@ -1,0 +1,87 @@
+"""Accidents of mergekit that decide weights, found by running both on configurations made at random."""
+
+import pytest
+
+from hub_magmax.recipe.importing.model_facts import ModelFacts
+from tests.test_importing import NAMES, Known, imported, models_of, recipe_of
+
+HALVES = Known(**dict.fromkeys("oab", ModelFacts(dict.fromkeys(NAMES, "BF16"), {}, 4)))
+
+#: All slices have a base model of their own, and another one stands at the top.
+OWN_BASE = """\
+merge_method: ties
+base_model: o
+slices:
+- base_model: a
+  sources: [{model: o, layer_range: [0, 4]}, {model: a, layer_range: [0, 4]}]
+parameters: {weight: 1}
+"""
+
+
+def test_the_one_base_model_of_all_slices_beats_that_at_the_top():
+    values = recipe_of(OWN_BASE)
+    assert values["base_model"] == "a" and [task["model"] for task in values["tasks"]] == ["o"]
+    assert values["output"]["files_from"] == "o"  # mergekit copies config and tokenizer from there
+    shared = recipe_of(OWN_BASE.replace("- base_model: a\n  sources", "- sources"))
+    assert shared["base_model"] == "o" and "files_from" not in shared["output"]
+
+
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "breadcrumbs_ties"])
+def test_nothing_is_scaled_up_where_all_is_kept(method):
+    text = models_of(method, "a 1", base="o", rest="parameters: {rescale: true, density: 1}\n")
+    assert recipe_of(text)["method"]["density"] == 1
+    assert imported(text.replace("density: 1", "density: 0.5")).recipe is None
+
+
+@pytest.mark.parametrize(
+    ("normalize", "consensus"),
+    [
+        ("[true, 1]", None),
+        ("[{filter: lm_head, value: [true, false]}, {value: true}]", None),
+        ("[no, 'off', 0]", "sum"),
+    ],
+)
+def test_gradients_of_switches_count_where_they_have_one_value(normalize, consensus):
+    text = models_of("ties", "a 1", "b 1", base="o", rest=f"parameters: {{normalize: {normalize}}}\n")
+    assert recipe_of(text)["method"].get("consensus") == consensus
+
+
+def test_a_switch_that_differs_between_blocks_is_named():
+    found = imported(models_of("ties", "a 1", base="o", rest="parameters: {normalize: [true, false]}\n"))
+    assert [f.why for f in found.findings if f.is_lost] == [
+        "a normalize that is true in some blocks, and false in others"
+    ]
+
+
+@pytest.mark.parametrize("method", ["arcee_fusion", "ramplus_tl"])
+@pytest.mark.parametrize(
+    ("models", "rest", "dtype"),
+    [
+        (Known(), "dtype: bfloat16\n", "float32"),
+        (Known(), "dtype: bfloat16\nout_dtype: bfloat16\n", "bfloat16"),
+        (Known(), "dtype: float64\n", "float64"),
+        (HALVES, "", "float32"),
+    ],
+)
+def test_products_with_masks_are_stored_in_float32(method, models, rest, dtype):
+    found = imported(models_of(method, "a", base="o", rest=rest), models)
+    assert found.recipe["output"]["dtype"] == dtype
+    is_named = any("writes float32" in f.why for f in found.findings if f.verdict == "warning")
+    assert is_named == (dtype == "float32" and bool(rest))
+
+
+def test_rounded_changes_near_the_limit_of_ram_are_a_matter_of_chance():
+    text = models_of("ram", "a", "b", base="o")
+    assert imported(text).verdict == "rounding" and imported(text, HALVES).verdict == "in expectation"
+
+
+def test_a_model_alone_is_copied_by_multislerp_whatever_its_weight():
+    text = models_of("multislerp", "a 0.7", base="o", rest="parameters: {normalize_weights: false}\n")
+    for weight in ("0.7", "-2", "0"):
+        values = recipe_of(text.replace("0.7", weight))
+        assert values["method"]["scaling"] == 1 and values["preference"] == {"weights": {"a": 1}}
+
+
+def test_ramplus_divides_by_epsilon_where_a_model_changed_nothing_alone():
+    found = imported(models_of("ramplus_tl", "a", base="o", rest="parameters: {epsilon: 0}\n"))
+    assert [f.line for f in found.findings if f.is_lost] == [5]
