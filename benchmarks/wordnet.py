@@ -60,7 +60,7 @@ def read(nouns: Path, seed: int) -> Definitions:
     numbers = {number: name for classes in TASKS.values() for name, number in classes.items()}
     found: dict[str, set[str]] = {name: set() for name in CLASSES}
     classes_of: dict[str, set[str]] = {}
-    for name, text in _glosses(nouns, numbers):
+    for name, text in glosses(nouns, numbers):
         found[name].add(text)
         classes_of.setdefault(text, set()).add(name)
     parts: list[dict[str, list[str]]] = [{}, {}, {}]
@@ -73,7 +73,7 @@ def read(nouns: Path, seed: int) -> Definitions:
     return Definitions(*parts)
 
 
-def _glosses(nouns: Path, numbers: Mapping[int, str]) -> Iterator[tuple[str, str]]:
+def glosses(nouns: Path, numbers: Mapping[int, str]) -> Iterator[tuple[str, str]]:
     for line in nouns.read_text(encoding="utf-8").splitlines():
         if line.startswith("  "):  # the licence
             continue
@@ -142,7 +142,7 @@ def _make_base(encoder: Path, texts: Definitions, target: Path) -> None:
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(fitted.coef_))
         model.classifier.bias.copy_(torch.from_numpy(fitted.intercept_))
-    _save(model, tokenizer, target)
+    save(model, tokenizer, target)
 
 
 def _encoded(tokenizer: Any, texts: list[str]) -> Any:
@@ -177,10 +177,10 @@ def _learn(previous: Path, texts: Mapping[str, list[str]], target: Path, seed: s
         return _encoded(tokenizer, [text for text, _ in chosen]), labels
 
     fit(_Loss(model), batch, Optimization(NUM_STEPS, LEARNING_RATE, schedule="linear", on_cpu=True))
-    _save(model, tokenizer, target)
+    save(model, tokenizer, target)
 
 
-def _save(model: Any, tokenizer: Any, target: Path) -> None:
+def save(model: Any, tokenizer: Any, target: Path) -> None:
     unfinished = target.with_name(f"{target.name}.partial")
     with without_bars():
         model.save_pretrained(unfinished)

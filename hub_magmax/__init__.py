@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hub_magmax.errors import HubMagmaxError as HubMagmaxError
+    from hub_magmax.evaluation.blind_spot_measuring import blindspots as blindspots
     from hub_magmax.evaluation.scoring import evaluate as evaluate
     from hub_magmax.evaluation.tail_shape import compare_tails as compare_tails
     from hub_magmax.fleet.applying import apply as apply
@@ -56,6 +57,7 @@ _HOMES = {
     "Router": "fleet.routing.router",
     "alternate": "training.alternating",
     "apply": "fleet.applying",
+    "blindspots": "evaluation.blind_spot_measuring",
     "canary": "fleet.canaries",
     "compare": "studies",
     "compare_tails": "evaluation.tail_shape",

@@ -12,13 +12,15 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 
 from hub_magmax.cli import VERBS, main
-from hub_magmax.pipeline import run
+from hub_magmax.merging.execution import merge
+from hub_magmax.pipeline import plan, run
 from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import load_recipe
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import yaml_text
 from tests.test_cli import call
 from tests.test_fleet_signing import Recorder
+from tests.tiny_llama import write_llama_family
 
 #: Verbs of a finished merge.
 OF_MERGED = ("canary", "card", "evaluate", "predict", "push", "replay", "route", "sign", "verify")
@@ -79,6 +81,8 @@ def family(tmp_path_factory):
     north |= {"method": "magmax", "output": {"path": "north", "format": "selection"}}
     (folder / "north.yaml").write_text(yaml_text(north))
     write_what_mergekit_merged(folder)
+    (folder / "questions.yaml").write_text(yaml_text(write_llama_family(folder)))
+    merge(plan(folder / "questions.yaml"))
     for name in ("recipe", "other", "north"):
         run(load_recipe(folder / f"{name}.yaml"))
     return folder

@@ -125,12 +125,12 @@ WRITING_NOTHING = {"doctor", "history", "validate", "plan", "methods", "schema",
 
 
 def test_every_command_is_looked_at():
-    """What the last ones write: see test_training.py, test_training_alternating.py, test_quickstart_demo.py
-    and test_fleet_routing.py."""
+    """What the last ones write: see test_training.py, test_training_alternating.py, test_quickstart_demo.py,
+    test_fleet_routing.py and test_evaluation_blind_spots.py."""
     looked_at = (
         {words.split()[0] for words in WRITING}
         | WRITING_NOTHING
-        | {"alternate", "finetune", "quickstart", "route"}
+        | {"alternate", "blindspots", "finetune", "quickstart", "route"}
     )
     assert looked_at == set(VERBS)
 

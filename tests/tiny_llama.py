@@ -1,5 +1,6 @@
 """A Llama of random weights, and a tokenizer for which white space counts."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -28,6 +29,26 @@ def tokenizer(context: int = 512) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=model, eos_token="</s>", bos_token="</s>", pad_token="</s>", model_max_length=context
     )
+
+
+def write_llama_family(folder: Path) -> dict:
+    """Write a base model and two tasks near it, named llama, and questions; return the values of a recipe."""
+    network = LlamaForCausalLM.from_pretrained(write_llama(folder / "llama"))
+    for task in "ab":
+        for parameter in network.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        network.save_pretrained(folder / f"llama-{task}")
+        tokenizer().save_pretrained(folder / f"llama-{task}")
+    rows = [("was it good?", "a"), ("a bad film", "b"), ("the film", "good")]
+    lines = [json.dumps({"question": question, "text": answer}) for question, answer in rows]
+    (folder / "questions.jsonl").write_text("\n".join(lines))
+    data = {"dataset": "./questions.jsonl", "prompt_column": "question"}
+    return {
+        "schema": 1, "base_model": "./llama", "method": "average",
+        "tasks": [{"name": task, "model": f"./llama-{task}"} for task in "ab"],
+        "evaluation": {"evaluator": "log-likelihood", "tasks": {"a": data, "b": dict(data)}},
+        "output": {"path": "answers"},
+    }  # fmt: skip
 
 
 def write_llama(folder: Path, *, seed: int = 0, context: int = 512, dtype=torch.float32) -> Path:

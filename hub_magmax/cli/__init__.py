@@ -17,6 +17,7 @@ from hub_magmax.text import nearest
 VERBS = {
     "alternate": "alternating",
     "apply": "fleet",
+    "blindspots": "blindspots",
     "canary": "fleet",
     "card": "evaluating",
     "compare": "analysing",
@@ -100,7 +101,6 @@ _AS_JSON = "hub_magmax.as_json"
 @click.version_option(__version__, prog_name="hub-magmax")
 def main(verbose: bool, quiet: bool, log_format: str | None) -> None:
     """\b
-    Merge fine-tuned checkpoints into one model, under a preference.
-    Start with `quickstart`; for a recipe of your own: `validate`, `plan`, `run`.
+    Merge fine-tuned models: try `quickstart`; then `validate`, `plan`, `run`.
     Exit codes: 0 done; 1 error; 2 usage; 3 regressed, differs; 130, 143 stopped.
     """

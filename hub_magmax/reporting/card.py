@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 from hub_magmax import methods
+from hub_magmax.evaluation.blind_spots import BlindSpots
 from hub_magmax.evaluation.guards import check_guards
 from hub_magmax.evaluation.intervals import NUM_RESAMPLES
 from hub_magmax.evaluation.scores import MERGED, OUTCOMES_NAME, SCORES_NAME, Score, Scores, quantized_name
@@ -65,6 +66,7 @@ class Beside:
         signature: Whether there is a signature.
         router: What a router between the model and its tasks' checkpoints is worth.
         other_scores: Of other evaluations than the recipe's own, by the recipes that name them.
+        blind_spots: Items that samples of the models never solve.
     """
 
     explorer: bool = False
@@ -73,6 +75,7 @@ class Beside:
     signature: bool = False
     router: RouterReport | None = None
     other_scores: Mapping[str, Scores] = field(default_factory=dict, hash=False)
+    blind_spots: BlindSpots | None = None
 
 
 NOTHING = Beside()
@@ -219,6 +222,7 @@ def _linked(beside: Beside, picture: str | None) -> dict[str, Any]:
         "thresholds": THRESHOLDS,
         "heat_map": Markdown(HEAT_MAP_NAME),
         "router": beside.router,
+        "blind_spots": beside.blind_spots and Markdown(beside.blind_spots.table("markdown")),
         "routes": beside.router and Markdown(beside.router.references().write("markdown")),
     }
 

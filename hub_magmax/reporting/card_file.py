@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hub_magmax.checkpoints.index import ROUTER_NAME
 from hub_magmax.errors import OutputError
+from hub_magmax.evaluation.blind_spots import BLIND_SPOTS_NAME, read_blind_spots
 from hub_magmax.evaluation.scores import SCORES_NAME, Scores, other_scores, read_scores, write_scores
 from hub_magmax.files import write_text
 from hub_magmax.merging.output.report import REPORT_NAME, SIGNATURE_NAME, MergeReport, read_report
@@ -140,4 +141,6 @@ def _found_beside(folder: Path) -> Beside:
     explorer, signature = ((folder / name).is_file() for name in (EXPLORER_NAME, SIGNATURE_NAME))
     record = folder / ROUTER_NAME
     router = read_router_report(record) if record.is_file() else None
-    return Beside(explorer, diagnosis, files_in(folder), signature, router, others)
+    spots = folder / BLIND_SPOTS_NAME
+    blind_spots = read_blind_spots(spots) if spots.is_file() else None
+    return Beside(explorer, diagnosis, files_in(folder), signature, router, others, blind_spots)

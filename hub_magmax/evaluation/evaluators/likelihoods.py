@@ -65,13 +65,8 @@ def answer_row(model: LoadedModel, prompt: str, answer: str) -> Row:
     counts. Texts beyond the context lose their beginning. lm-eval does both alike.
     """
     start = prompt.rstrip()
-    special = _adds_special(model.processor, prompt)
-
-    def tokens_of(text: str) -> list[int]:
-        found: list[int] = model.processor(text, add_special_tokens=special, verbose=False)["input_ids"]
-        return found
-
-    alone, tokens = tokens_of(start) if start else [], tokens_of(prompt + answer)
+    alone = prompt_tokens(model, start) if start else []
+    tokens = prompt_tokens(model, prompt + answer)
     if not answer.strip():
         raise EvaluationError(
             "an answer is empty, so that it has no likelihood", where=f"after {prompt!r:.100}"
@@ -89,10 +84,12 @@ def answer_row(model: LoadedModel, prompt: str, answer: str) -> Row:
     return Row(tokens, max(1, min(first, len(tokens) - 1)), over > 0)
 
 
-def _adds_special(processor: Any, prompt: str) -> bool:
-    """Say whether the tokenizer may put its own tokens before a prompt: not where these are there."""
-    beginning = getattr(processor, "bos_token", None)
-    return not (beginning and prompt.startswith(beginning))
+def prompt_tokens(model: LoadedModel, text: str) -> list[int]:
+    """Return the tokens of a text; the one that begins texts stands there once, also if it is written."""
+    beginning = getattr(model.processor, "bos_token", None)
+    special = not (beginning and text.startswith(beginning))
+    found: list[int] = model.processor(text, add_special_tokens=special, verbose=False)["input_ids"]
+    return found
 
 
 def _beginning(model: LoadedModel) -> int:
