@@ -7,14 +7,16 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import hub_magmax as hm
 from hub_magmax.errors import MissingDependencyError, RecipeError
 from hub_magmax.files import code_digest
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.training.adapters import add_adapter
+from tests.families import recipe_values
 from tests.learners import TEXTS, Stopped, stop, stopping, training_recipe, write_learner
+from tests.tiny_llama import tokenizer
 
 peft = pytest.importorskip("peft", reason="the package peft is not installed")
 
@@ -140,6 +142,49 @@ def test_without_targets_all_linear_layers_but_the_head_are_trained(learner):
     assert adapter.config["lora_alpha"] == 2 and len(adapter.weights) == 2 * (len(linear) - 1)
     trained = {name for name, one in model.network.named_parameters() if one.requires_grad}
     assert all("lora_" in name for name in trained) and len(trained) == len(adapter.weights)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_layers_that_are_stored_transposed_have_adapters_too(tmp_path):
+    """GPT-2 in bfloat16: the factors are trained and stored in float32, and PEFT adds what the merge adds."""
+    torch.manual_seed(0)
+    words = tokenizer(16)
+    config = GPT2Config(vocab_size=len(words), n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    GPT2LMHeadModel(config).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    words.save_pretrained(tmp_path / "base")
+    (tmp_path / "texts.jsonl").write_text('{"text": "a good film"}\n{"text": "an odd answer"}')
+    training = {
+        "data": {"a": {"dataset": "./texts.jsonl"}},
+        "lora": {"rank": 2},
+        "evaluator": "log-likelihood",
+    }
+    training |= {"steps": 3, "batch_size": 2, "learning_rate": 0.05}
+    values = recipe_values(("a",), tasks=[{"name": "a", "model": "./a"}], training=training)
+    values |= {
+        "method": {"name": "task_arithmetic", "scaling": 1.0},
+        "output": {"path": "merged", "dtype": "float32"},
+    }
+    recipe = parse_recipe(values, folder=tmp_path)
+    hm.finetune(recipe)
+    hm.run(recipe)
+    base, merged = (
+        GPT2LMHeadModel.from_pretrained(tmp_path / name, dtype=torch.float32) for name in ("base", "merged")
+    )
+    inputs = torch.tensor([[3, 4, 5]])
+    before = base.eval()(input_ids=inputs).logits.detach()
+    found = peft.PeftModel.from_pretrained(base, tmp_path / "a").eval()(input_ids=inputs).logits
+    assert torch.allclose(found, merged.eval()(input_ids=inputs).logits, atol=1e-6)
+    assert (found - before).abs().max() > 0.1
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["fan_in_fan_out"] and config["task_type"] == "CAUSAL_LM"
+
+
+def test_rounds_train_adapters_of_the_model_before(folder):
+    alternate = {"order": "from_base", "alternate": {"rounds": 2, "step": 0.5}, "steps": 2}
+    done = hm.alternate(recipe(folder, alternate, method={"name": "task_arithmetic", "scaling": 1.0}))
+    assert [one.is_new for one in done.rounds] == [True, True]
+    second = folder / "merged.rounds" / "2" / "tasks" / "a" / "adapter_config.json"
+    assert json.loads(second.read_text())["base_model_name_or_path"] == "./merged.rounds/1/model"
 
 
 REFUSED = {
