@@ -27,7 +27,7 @@ def test_average_and_backward_transfer_by_hand():
         "             a  0.900",
         "             b  0.500  0.800",
         "             c  0.400  0.900  0.500",
-        "average at last 0.600, backward transfer -0.200",
+        "average after the last task 0.600, backward transfer -0.200",
     ]
 
 

@@ -88,7 +88,10 @@ class Forgetting:
         for after, row in self.scores.items():
             rows.append([after, *(f"{row[name]:.3f}" if name in row else "" for name in names)])
         return "\n".join(
-            [*aligned(rows, [False] * len(rows[0])), f"average at last {self.average:.3f}{self._transfer}"]
+            [
+                *aligned(rows, [False] * len(rows[0])),
+                f"average after the last task {self.average:.3f}{self._transfer}",
+            ]
         )
 
     @property
