@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, compress
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,8 @@ def measure_pairs(
         jobs = [job for job in found.merged if job.num_elements]
         tasks = range(len(ordered) - 1)
         sums = _sums(jobs, ordered, reader, progress)
-        chosen = _matrices(jobs) if rank else []
+        changed = (np.diagonal(sums, axis1=1, axis2=2) > 0).sum(1) > 1  # by two tasks, or no pair has both
+        chosen = _matrices(compress(jobs, changed)) if rank else []
         spaces = _Subspaces(len(tasks))
         for job in chosen:
             spaces.add([_side(job, ordered[0], ordered[task + 1], reader, rank) for task in tasks])
