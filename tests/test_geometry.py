@@ -126,6 +126,14 @@ def test_karcher_mean_of_two_is_half_the_arc():
     torch.testing.assert_close(merge_tensors(vectors, method="multislerp"), arc)
 
 
+@pytest.mark.parametrize(("zeros", "left"), [("line", 0.5), ("right_angle", 0.5**0.5)])
+def test_half_way_to_a_vector_of_zeros(zeros, left):
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    found = merge_tensors(vectors, method="nuslerp", zeros=zeros)
+    torch.testing.assert_close(found, left * vectors[0])
+    assert not merge_tensors(0 * vectors, method="nuslerp", zeros=zeros).any()
+
+
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.8])
 def test_between_models_of_one_length_every_model_has_it(t):
     models = torch.nn.functional.normalize(torch.randn(3, 99, generator=torch.Generator().manual_seed(1)))

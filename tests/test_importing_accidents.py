@@ -85,3 +85,22 @@ def test_a_model_alone_is_copied_by_multislerp_whatever_its_weight():
 def test_ramplus_divides_by_epsilon_where_a_model_changed_nothing_alone():
     found = imported(models_of("ramplus_tl", "a", base="o", rest="parameters: {epsilon: 0}\n"))
     assert [f.line for f in found.findings if f.is_lost] == [5]
+
+
+def test_a_mean_of_one_model_in_slices_is_that_model():
+    part = "- sources: [{model: a, layer_range: [%d, %d], parameters: {weight: 0.5}}]\n"
+    values = recipe_of("merge_method: linear\nslices:\n" + part % (0, 3) + part % (2, 3))
+    assert values["layers"] == [
+        {"take": "base_model", "blocks": [0, 3]},
+        {"take": "base_model", "blocks": [2, 3]},
+    ]
+
+
+def test_a_mean_by_weights_of_zero_adds_nothing():
+    rest = "parameters: {weight: [{filter: mlp, value: 0.3}, {value: %s}]}\n"
+    text = models_of("ties", "a", "b", base="o", rest=rest)
+    (rule,) = recipe_of(text % 0)["tensors"]
+    assert rule["match"] == "*mlp*" and recipe_of(text % 0)["method"]["scaling"] == 0
+    assert rule["scaling"] == 1
+    found = imported(text % "[1, 0]")
+    assert any("in some blocks" in f.why for f in found.findings if f.is_lost)

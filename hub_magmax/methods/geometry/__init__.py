@@ -7,3 +7,5 @@ from typing import Literal
 Each = Literal["tensor", "row", "column"]
 #: What vectors are of: whole models, or their differences from the base model.
 Of = Literal["models", "task_vectors"]
+#: Between a vector and one of zeros, which has no direction: the straight line, or an arc of 90 degrees.
+Zeros = Literal["line", "right_angle"]

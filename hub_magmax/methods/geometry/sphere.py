@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.methods.geometry import Each, Of
+from hub_magmax.methods.geometry import Each, Of, Zeros
 from hub_magmax.methods.registry import merge_method, preferred
 from hub_magmax.methods.rules import Rule, weighted_rule
 
@@ -94,6 +94,7 @@ def nuslerp(
     shape: tuple[int, ...],
     of: Of = "task_vectors",
     each: Each = "tensor",
+    zeros: Zeros = "line",
 ) -> Rule:
     """Go from one task to another along the arc between their task vectors, or between their models.
 
@@ -101,7 +102,8 @@ def nuslerp(
     one task returns its vector. `of: models` interpolates whole models, as mergekit does without a base
     model. `each` says what has an angle of its own: the tensor, a row (one index of the first axis) or a
     column. The formula is that of `slerp`, with the straight line only where the sine of the angle is below
-    1e-8 or a vector is zero.
+    1e-8 or a vector is zero. `zeros: right_angle` takes 90° between a vector and one of zeros, as mergekit
+    does: of a tensor that one of two tasks did not change, sin(45°) of the other one's vector is left.
     """
     from hub_magmax.methods.geometry.gram import Gram, rule_of, vectors_of
 
@@ -112,7 +114,7 @@ def nuslerp(
     _, *tasks = vectors_of(gram, of)
     first, second = active
     share = preference[second] / (preference[first] + preference[second])
-    return rule_of(gram, _arc(tasks[first], tasks[second], share, 1.0), of)
+    return rule_of(gram, _arc(tasks[first], tasks[second], share, 1.0, zeros), of)
 
 
 @merge_method("multislerp", source="Goddard, mergekit", form="rule", uses=preferred)
@@ -183,14 +185,17 @@ def _alone(task: int, num_tasks: int) -> Rule:
     return weighted_rule(tuple(float(other == task) for other in range(num_tasks)))
 
 
-def _arc(first: "Vectors", second: "Vectors", t: float, linear_above: float) -> "Vectors":
+def _arc(
+    first: "Vectors", second: "Vectors", t: float, linear_above: float, zeros: Zeros = "line"
+) -> "Vectors":
     """Return what lies at `t` on the arc from one vector to another, or on the straight line."""
     import numpy as np
 
     angle = first.unit.angle(second.unit)
     sine = np.sin(angle)
     no_arc = (np.abs(np.cos(angle)) > linear_above) | (sine < _CANCELS)
-    no_arc |= (first.length == 0) | (second.length == 0)
+    if zeros == "line":  # otherwise the angle is 90 degrees
+        no_arc |= (first.length == 0) | (second.length == 0)
     divisor = np.where(no_arc, 1.0, sine)
     shares = (np.where(no_arc, part, np.sin(part * angle) / divisor) for part in (1 - t, t))
     return first.times(next(shares)) + second.times(next(shares))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from hub_magmax.recipe.importing.findings import Verdict
-from hub_magmax.recipe.importing.parameters import Value, constant
+from hub_magmax.recipe.importing.parameters import Value, constant, sums_of
 from hub_magmax.recipe.importing.readings import LostError, Readings
 
 T = TypeVar("T")
@@ -103,8 +103,8 @@ def shares(read: Readings, weights: Mapping[int, Value]) -> dict[str, Value]:
     points = [point for value in weights.values() for point in value.points]
     if min(points, default=0) < 0:
         raise read.lost("a mean with weights below 0", *read.places_of_each("weight"))
-    if not any(points):
-        raise read.lost("a mean with weights of 0 alone")
+    if not all(sums_of([*weights.values()])):
+        raise read.lost("a mean with weights of 0 alone, all over or in some blocks")
     if double := [number for number in weights if len(read.tasks_of(number)) > 1]:
         why = "an adapter on another model than the base model, where the weights of a mean differ in sum"
         raise read.lost(why, *(read.part.inputs[number].at for number in double))

@@ -75,7 +75,7 @@ def nuslerp(read: Readings) -> Counterpart:
     weights = read.each("weight")
     if constant_sum([*weights.values()]) == 0 and all(value.is_constant for value in weights.values()):
         weights = {first: ONE, second: ONE}  # mergekit goes half way
-    options = _of(read) | {"each": "tensor"}
+    options = _of(read) | {"each": "tensor", "zeros": "right_angle"}
     if not read.switch("nuslerp_flatten"):
         options["each"] = "column" if read.switch("nuslerp_row_wise") else "row"
     why = f"between two {_vectors(read)}, as far as the second weight says"

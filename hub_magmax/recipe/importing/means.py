@@ -35,7 +35,14 @@ def linear(every: Sequence[Readings]) -> list[Counterpart]:
         return one_by_one(_weighted_sum)(every)
     if None in totals:
         return one_by_one(_relative_mean)(every)
-    found = [_sum_of(read, total or 1.0) for read, total in zip(every, totals, strict=True)]
+    return _constant_means(every, [total or 1.0 for total in totals])
+
+
+def _constant_means(every: Sequence[Readings], totals: Sequence[float]) -> list[Counterpart]:
+    """Return means by weights that sum to the same in all blocks of a case."""
+    if not every[0].family.tasks:
+        return [Counterpart("single_task", take="base_model", why="one model alone, copied") for _ in every]
+    found = [_sum_of(read, total) for read, total in zip(every, totals, strict=True)]
     means = [_mean_of(one) for one in found]
     return [one for one in means if one is not None] if None not in means else found
 

@@ -74,11 +74,16 @@ def is_exact_factor(factor: float) -> bool:
     return factor == 0 or abs(math.frexp(factor)[0]) == 0.5
 
 
-def constant_sum(values: Sequence[Value]) -> float | None:
-    """Return what values sum to in every block; None where that differs."""
+def sums_of(values: Sequence[Value]) -> list[float]:
+    """Return what values sum to at every share of the way through the blocks at which one of them turns."""
     lasts = {len(one.points) - 1 for one in values} - {0}
     shares = {0.0, *(n / last for last in lasts for n in range(last + 1))}
-    sums = [math.fsum(one.at(share) for one in values) for share in sorted(shares)]
+    return [math.fsum(one.at(share) for one in values) for share in sorted(shares)]
+
+
+def constant_sum(values: Sequence[Value]) -> float | None:
+    """Return what values sum to in every block; None where that differs."""
+    sums = sums_of(values)
     return sums[0] if max(sums) - min(sums) <= _SAME * max(1.0, *map(abs, sums)) else None
 
 

@@ -34,6 +34,8 @@ def elected(read: Readings) -> Counterpart:
     weights, scaling, options = read.each("weight"), read.shared("lambda"), _options(read)
     if read.switch("normalize"):
         why = "the mean of the tasks that agree in sign"
+        if not any(point for value in weights.values() for point in value.points):
+            weights, scaling = dict.fromkeys(weights, ONE), ZERO  # mergekit divides by 1: nothing is added
         numbers = shares(read, weights)
         if read.method == "dare_ties" and not read.switch("rescale"):
             raise read.lost("dare_ties here scales what is left up", read.place_of("rescale"))
