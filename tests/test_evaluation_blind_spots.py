@@ -160,6 +160,7 @@ def test_the_verb_measures_writes_and_puts_it_on_the_card(family, monkeypatch):
             solved != "1" for chain in own.fresh for n, solved in enumerate(chain) if n not in own.stratum
         )
     assert str(family) not in (recipe.output_path / "blind_spots.json").read_text()
+    assert call("verify", "answers")[0] == 0  # the file is about the model, and none of its own
     card = (recipe.output_path / "README.md").read_text()
     section = card.split("## What samples never solve\n")[1].split("\n## ")[0]
     assert "fresh R\\_3" in section and "now grafts alone" in section

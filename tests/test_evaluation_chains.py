@@ -227,10 +227,10 @@ def test_blocks_are_those_that_hand_a_state_on(llama, items):
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"grafts": ("zeros",)}, "did you mean 'zero'"),
+        ({"grafts": ("zeros",)}, "Did you mean 'zero'"),
         ({"grafts": ()}, "at least one"),
         ({"grafts": ("zero", "zero")}, "each once"),
-        ({"answer": "lines"}, "did you mean 'line'"),
+        ({"answer": "lines"}, "Did you mean 'line'"),
         ({"temperature": 0.0}, "above 0"),
         ({"top_p": 1.5}, "at most 1"),
         ({"max_new_tokens": 0}, "from 1"),

@@ -16,6 +16,7 @@ _SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 
 #: Files about a checkpoint's own weights, training or merge, and not about the model.
 _ABOUT_WEIGHTS = (
+    "blind_spots.json",
     "diagnosis.json",
     "finetune_report.json",
     "model_index.json",  # of a pipeline, whose parts are models of their own, in sub-folders

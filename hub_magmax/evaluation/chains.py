@@ -82,7 +82,7 @@ class ChainProtocol:
         for name, known in (*((kind, GRAFTS) for kind in self.grafts), (self.answer, ANSWER_RULES)):
             if name not in known:
                 what = "graft" if known is GRAFTS else "rule for answers"
-                hint = nearest(str(name), [*known])
+                hint = nearest(str(name), [*known]).capitalize()
                 raise ArgumentError(
                     f"there is no {what} {name!r}", expected=f"one of {', '.join(known)}", hint=hint
                 )
