@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import hub_magmax as hm
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.cli import main
-from hub_magmax.errors import RecipeError
+from hub_magmax.errors import OutputError, RecipeError
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.files import code_digest
@@ -160,6 +160,20 @@ def test_a_stopped_training_ends_with_the_same_bytes(trained, learner, tmp_path,
     assert any("going on after step" in line for line in lines)
     digests = [code_digest(place.glob("[ab]/*"), place) for place in (folder, here)]
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "custom_checkpoint_0.pkl", "losses.json"])
+def test_a_damaged_state_is_told_with_what_helps(learner, tmp_path, name):
+    here = shutil.copytree(learner, tmp_path / "here")
+    changes = {"checkpoint_every": 1, "steps": 3}
+    with pytest.raises(Stopped):
+        finetune(here, changes, progress=stopping(2, stop))
+    [state] = (here / "a.training").glob("step-*")
+    (state / name).write_bytes((state / name).read_bytes()[:5])
+    with pytest.raises(OutputError, match=r"this state of a training cannot be read.*Delete .*a\.training"):
+        finetune(here, changes)
+    shutil.rmtree(here / "a.training")
+    assert finetune(here, changes).tasks[0].is_new
 
 
 class Gathering(Processes):

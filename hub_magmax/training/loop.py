@@ -132,8 +132,9 @@ class States:
         state = self.processes.first_decides(lambda: self.folder.latest)
         if state is None:
             return []
-        accelerator.load_state(str(state))
-        return self.folder.losses(state)
+        with self.folder.readable(state):
+            accelerator.load_state(str(state))
+            return self.folder.losses(state)
 
     def ends(self, accelerator: Accelerator, losses: list[float], num_steps: int) -> bool:
         """Say whether the last step ends the training; write the state after it where that is due."""

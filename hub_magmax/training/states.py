@@ -90,6 +90,21 @@ class TrainingFolder:
             if earlier is not None:
                 shutil.rmtree(earlier)
 
+    @contextmanager
+    def readable(self, state: Path) -> Iterator[None]:
+        """Turn an error of reading a state into OutputError: it is damaged, or of another version."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as error:  # of any library that wrote a part of it
+            told = " ".join(str(error).split())[:200]
+            raise OutputError(
+                f"this state of a training cannot be read ({type(error).__name__}: {told})",
+                where=from_here(state),
+                hint=f"Delete {from_here(self.root)}, and the task is trained from its start.",
+            ) from error
+
     def losses(self, state: Path) -> list[float]:
         """Return the losses of all steps until a state."""
         found: list[float] = json.loads((state / _LOSSES_NAME).read_text())
