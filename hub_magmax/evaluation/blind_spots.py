@@ -27,7 +27,7 @@ from hub_magmax.files import read_json, write_text
 #: File of the results, beside the merged model or the recipe.
 BLIND_SPOTS_NAME = "blind_spots.json"
 
-#: How an item is reached: by a sample, by a deterministic chain alone, or not.
+#: How an item is reached: by a sample, by a deterministic chain alone (greedy too), or not.
 SAMPLED, GRAFT_ONLY, UNREACHED = "sampled", "graft-only", "unreached"
 
 #: A letter for each item: 1 where the chain solved it, 0 where it did not, and - where it was not run, since
@@ -35,8 +35,9 @@ SAMPLED, GRAFT_ONLY, UNREACHED = "sampled", "graft-only", "unreached"
 Solved = str
 
 _BY_CHANCE = (
-    "Items that samples of the model before reached, and that the merged model reaches by grafts alone or by "
-    "nothing. By chance: how many samples would miss, and as many newly reach, if they were drawn again."
+    "Items that samples of the model before reached, and that the merged model reaches by grafts alone (by a "
+    "deterministic chain, greedy too, and no sample) or by nothing. By chance: how many samples of the model "
+    "before would miss, and as many newly reach, if they were drawn again."
 )
 
 
