@@ -29,8 +29,8 @@ from hub_magmax.evaluation.scoring import prepare
 from hub_magmax.fleet.predicting import deterministic
 from hub_magmax.fleet.routing.measuring import Aim, measure
 from hub_magmax.fleet.routing.observing import Observed, observe
-from hub_magmax.fleet.routing.splitting import divided
-from hub_magmax.fleet.routing.verifier import calibrated, fit
+from hub_magmax.fleet.routing.splitting import Parts, divided, divided_beside
+from hub_magmax.fleet.routing.verifier import Verifier, calibrated, fit
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.quickstart import make_family
@@ -55,12 +55,18 @@ _UNIFORM: Mapping[str, Any] = {"geometric": {"ratio": 1.0}}
 _SECTION = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->)", re.DOTALL)
 
 
-def digits(folder: Path, seed: int) -> Recipe:
-    """Return a recipe of a family of digits, which is made if it is not there."""
+def digits(folder: Path, seed: int, *, with_training: bool = False) -> Recipe:
+    """Return a recipe of a family of digits, which is made if it is not there.
+
+    With the training images, a router is fitted to these, and all test images measure it.
+    """
     place = folder / f"digits-{seed}"
     make_family(place, seed=seed, report=print)
     (place / "recipe.yaml").write_text(shipped_recipe())
-    return updated(load_recipe(place / "recipe.yaml"), {"preference": _UNIFORM})
+    recipe = load_recipe(place / "recipe.yaml")
+    images = {name: {"dataset": f"./data/{name}", "split": "train"} for name in recipe.task_names}
+    more = {"routing": {"tasks": images}} if with_training else {}
+    return updated(recipe, {"preference": _UNIFORM, **more})
 
 
 def definitions(folder: Path, seed: int, encoder: Path, nouns: Path, num_tasks: int) -> Recipe:
@@ -75,26 +81,56 @@ def definitions(folder: Path, seed: int, encoder: Path, nouns: Path, num_tasks: 
 
 def measured(recipe: Recipe, seed: int) -> dict[str, Any]:
     """Return the report on a router, and how many of shuffled answers were not called worthless."""
-    locked = lock(recipe)
-    if not recipe.output_path.is_dir():
-        merge(plan(recipe, locked), recipe.output_path)
-    with deterministic():
-        observed = observe(prepare(recipe, locked, recipe.output_path), print, unseen)
     models, rng = (MERGED, *recipe.task_names), np.random.default_rng(seed)
-    report = _report(observed, models, seed)
-    orders = [rng.permutation(len(observed.tasks)) for _ in range(NUM_SHUFFLES)]
-    shuffled = [
-        replace(observed, tasks=observed.tasks[order], right=observed.right[order]) for order in orders
-    ]
-    passed = sum(_report(one, models, seed).is_useful for one in shuffled)
-    return {"seed": seed, "shuffles": NUM_SHUFFLES, "shuffled_useful": passed, "report": report.to_dict()}
+    observed, parts = _observed(recipe, seed)
+    verifier = _verifier(observed, parts)
+    report = measure(observed, parts, verifier, models, Aim(SHARE))
+    held_out = observed.at(parts.held_out)
+    expected = verifier.classes[verifier.shares(held_out.features).argmax(axis=1)]
+    passed = 0
+    for _ in range(NUM_SHUFFLES):
+        order = rng.permutation(len(observed.tasks))
+        names = "tasks", "labels", "answers", "right"
+        shuffled = replace(observed, **{name: getattr(observed, name)[order] for name in names})
+        found = measure(shuffled, parts, _verifier(shuffled, parts), models, Aim(SHARE))
+        passed += found.is_useful
+    return {
+        "seed": seed,
+        "shuffles": NUM_SHUFFLES,
+        "shuffled_useful": passed,
+        "expected_class_is_right": float((expected == held_out.labels).mean()),
+        "report": report.to_dict(),
+    }
 
 
-def _report(observed: Observed, models: tuple[str, ...], seed: int) -> RouterReport:
-    parts = divided(observed.contents, seed)
-    some, others = observed.at(parts.fit), observed.at(parts.calibrate)
-    verifier = calibrated(fit(some.features, some.tasks, some.right), others.features, others.right)
-    return measure(observed, parts, verifier, models, Aim(SHARE))
+def _observed(recipe: Recipe, seed: int) -> tuple[Observed, Parts]:
+    """Return what the models of a family say of its examples, and the parts of these."""
+    measuring = _seen(recipe, "observed.npz")
+    if recipe.routing is None:
+        return measuring, divided(measuring.contents, seed)
+    assert recipe.evaluation is not None
+    evaluation = recipe.evaluation.model_copy(update={"tasks": recipe.routing.tasks})
+    fitting = _seen(recipe.model_copy(update={"evaluation": evaluation}), "fitting.npz")
+    return fitting.joined(measuring), divided_beside(fitting.contents, measuring.contents, seed)
+
+
+def _seen(recipe: Recipe, name: str) -> Observed:
+    """Return what the models say of the evaluation's examples; observed once."""
+    path = recipe.folder / name
+    if not path.is_file():
+        locked = lock(recipe)
+        if not recipe.output_path.is_dir():
+            merge(plan(recipe, locked), recipe.output_path)
+        with deterministic():
+            seen = observe(prepare(recipe, locked, recipe.output_path), print, unseen)
+        np.savez(path, **vars(seen))
+    with np.load(path) as found:
+        arrays = {name: found[name] for name in found.files}
+    return Observed(**arrays | {"contents": tuple(arrays["contents"].tolist())})
+
+
+def _verifier(observed: Observed, parts: Parts) -> Verifier:
+    return calibrated(fit(observed.at(parts.fit)), observed.at(parts.calibrate))
 
 
 def section(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -107,7 +143,9 @@ def section(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             shown = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
             values = [f"{100 * value:.1f}" for value in _values(one["report"])]
             lines.append(_row([f"{name}, {one['seed']}", *values, shown, f"{gain['p_value']:.1g}"]))
+        expected = np.mean([one["expected_class_is_right"] for one in found])
         words.append(_tested(name, np.array([_values(one["report"]) for one in found])))
+        words.append(f"The class that the verifier itself expects is right for {100 * expected:.1f} %.")
     every = [one for found in results.values() for one in found]
     passed, drawn = sum(one["shuffled_useful"] for one in every), sum(one["shuffles"] for one in every)
     words.append(f"Of {drawn} routers that were fitted and measured on shuffled answers {passed} passed.")
@@ -175,15 +213,19 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="write the page from the stored results alone")
     options = parser.parse_args()
     for seed in [] if options.render else options.seeds:
-        recipe = (
-            digits(options.folder, seed)
-            if options.data == "digits"
-            else definitions(options.folder, seed, options.encoder, options.nouns, options.tasks)
-        )
+        if options.data == "digits":
+            recipes = {
+                "digits": digits(options.folder, seed),
+                "digits with routing": digits(options.folder, seed, with_training=True),
+            }
+        else:
+            more = (options.encoder, options.nouns, options.tasks)
+            recipes = {"definitions": definitions(options.folder, seed, *more)}
         results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-        others = [one for one in results.get(options.data, []) if one["seed"] != seed]
-        found = [*others, measured(recipe, seed)]
-        results[options.data] = sorted(found, key=lambda one: one["seed"])
+        for name, recipe in recipes.items():
+            others = [one for one in results.get(name, []) if one["seed"] != seed]
+            found = [*others, measured(recipe, seed)]
+            results[name] = sorted(found, key=lambda one: one["seed"])
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{options.data} {seed}: stored", flush=True)
     render()

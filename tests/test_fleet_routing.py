@@ -23,6 +23,7 @@ from hub_magmax.errors import (
     EvaluationError,
     LockError,
     OutputError,
+    RecipeError,
     SourceError,
 )
 from hub_magmax.evaluation.evaluators.classification import TextClassification
@@ -32,10 +33,11 @@ from hub_magmax.fleet.routing.bounds import AtThreshold, at_thresholds, supporte
 from hub_magmax.fleet.routing.curves import area_under_risk_coverage, cost_quality, risk_coverage
 from hub_magmax.fleet.routing.measuring import NEVER, Aim, candidates, choose, measure, threshold_for
 from hub_magmax.fleet.routing.observing import Observed, look
-from hub_magmax.fleet.routing.splitting import MIN_EXAMPLES, divided
-from hub_magmax.fleet.routing.verifier import Verifier, calibrated, fit
+from hub_magmax.fleet.routing.splitting import MIN_EXAMPLES, divided, divided_beside
+from hub_magmax.fleet.routing.verifier import OTHERS, Verifier, calibrated, fit, kinds_of
 from hub_magmax.pipeline import run
 from hub_magmax.publishing.pushing import contents_of
+from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import read_lock
 from tests.classifiers import CLASSES, classifier_recipe, write_classifiers
 from tests.families import yaml_text
@@ -171,6 +173,21 @@ def test_few_examples_are_refused():
     assert str(MIN_EXAMPLES) in str(caught.value)
 
 
+def test_examples_of_their_own_fit_and_the_others_all_measure():
+    contents = [f"sha256:{number % 60}" for number in range(80)]
+    measuring = [f"sha256:{number}" for number in (*range(57, 90), 89)]
+    parts = divided_beside(contents, measuring, 0)
+    some = [{contents[row] for row in part} for part in (parts.fit, parts.calibrate)]
+    assert [len(part) for part in some] == [38, 19] and not some[0] & some[1]
+    # Three contents measure, so they fit nothing.
+    assert some[0] | some[1] == {f"sha256:{number}" for number in range(57)}
+    assert parts.held_out.tolist() == [*range(80, 114)]
+    for few, where in (((contents[:25], measuring), "routing"), ((contents, measuring[:15]), "evaluation")):
+        with pytest.raises(EvaluationError, match="different examples") as caught:
+            divided_beside(*few, 0)
+        assert caught.value.where == where
+
+
 # Verifier
 
 
@@ -183,16 +200,15 @@ def drawn(count=1000, seed=0, noise=0.3):
     features = np.stack(columns, axis=1)
     right = np.stack([tasks == 0, tasks == 0, tasks == 1], axis=1) ^ (rng.uniform(size=(count, 3)) < 0.05)
     contents = tuple(f"sha256:{seed}/{number}" for number in range(count))
-    return Observed(tasks, contents, features, rng.uniform(size=count) < 0.5, right)
+    answers = np.where(right[:, 0], tasks, 1 - tasks)  # the class is the task's number
+    return Observed(tasks, tasks, answers, contents, features, rng.uniform(size=count) < 0.5, right)
 
 
 MODELS, BUDGET = ("merged", "first", "second"), Aim()
 
 
 def fitted(observed, parts):
-    some = observed.at(parts.fit)
-    verifier = fit(some.features, some.tasks, some.right)
-    return calibrated(verifier, observed.features[parts.calibrate], observed.right[parts.calibrate])
+    return calibrated(fit(observed.at(parts.fit)), observed.at(parts.calibrate))
 
 
 def reported(observed, aim=BUDGET):
@@ -240,9 +256,49 @@ def test_probabilities_are_those_of_scikit_learn_and_calibrated():
     logits = verifier.logits(observed.features[parts.calibrate])[:, 2]
     own = LogisticRegression(C=1.0).fit(logits[:, None], observed.right[parts.calibrate, 2])
     expected = own.predict_proba(verifier.logits(observed.features)[:, 2:])[:, 1]
-    assert verifier.probabilities(observed.features)[:, 2] == pytest.approx(expected)
-    held = verifier.probabilities(observed.features[parts.held_out])
+    found = verifier.probabilities(observed.features, observed.answers)
+    assert found[:, 2] == pytest.approx(expected)
+    held = found[parts.held_out]
     assert held.mean(axis=0) == pytest.approx(observed.right[parts.held_out].mean(axis=0), abs=0.05)
+
+
+def test_kinds_are_classes_of_tasks_rare_classes_together():
+    tasks = np.array([0] * 12 + [1] * 9 + [2] * 4)
+    labels = np.array([3] * 5 + [4] * 5 + [5] * 2 + [3] * 4 + [7] * 3 + [8] * 2 + [9] * 4)
+    kind_of, classes = kinds_of(tasks, labels)
+    # Of task 0 the classes 3 and 4, and two examples too few; of task 1 all together; task 2 is too small.
+    assert kind_of.tolist() == [0] * 5 + [1] * 5 + [-1] * 2 + [2] * 9 + [-1] * 4
+    assert classes.tolist() == [3, 4, OTHERS]
+    assert [found.tolist() for found in kinds_of(tasks[-4:], labels[-4:])] == [[0] * 4, [OTHERS]]
+
+
+def test_the_expected_class_tells_where_the_merged_model_errs():
+    """Kinds have the probabilities .8 and .2 where the feature is 0, and no class 7 is known."""
+    verifier = Verifier(
+        mean=np.zeros(1), scale=np.ones(1), merged=np.zeros(2), rates=np.full((2, 1), 0.5),
+        kinds=np.array([[0, np.log(0.8)], [0, np.log(0.2)]]), classes=np.array([4.0, 6.0]),
+        calibration=np.array([[0, 1.0, 0, 0], [1.0, 0, 0, 0]]),
+    )  # fmt: skip
+    found = verifier.probabilities(np.zeros((3, 1)), np.array([4, 6, 7]))
+    assert found[:, 0] == pytest.approx([0.8, 0.2, 0.5])
+    assert found[:, 1] == pytest.approx([0.5] * 3)
+
+
+def test_answers_of_unexpected_classes_are_found_without_any_example_of_a_wrong_one():
+    """The merged model errs where nothing but its class tells: the regression on features alone is blind."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, size=600)
+    tasks, features = labels // 2, np.zeros((600, 5))
+    features[np.arange(600), labels] = 3
+    features[:, :4] += 0.3 * rng.normal(size=(600, 4))
+    is_right = rng.uniform(size=600) < 0.6
+    answers = np.where(is_right, labels, (labels + rng.integers(1, 4, size=600)) % 4)
+    right = np.stack([is_right, tasks == 0, tasks == 1], axis=1)
+    contents = tuple(f"sha256:{number}" for number in range(600))
+    found = reported(Observed(tasks, labels, answers, contents, features, is_right, right), Aim(budget=0.4))
+    (area,) = (signal.aurc.value for signal in found.signals if signal.name == "verifier")
+    assert area == pytest.approx(found.best_aurc, abs=0.01)
+    assert found.kept > 0.9
 
 
 def test_a_router_of_shuffled_labels_is_worthless():
@@ -250,7 +306,8 @@ def test_a_router_of_shuffled_labels_is_worthless():
     observed, rng, found = drawn(400), np.random.default_rng(0), []
     for _ in range(8):
         order = rng.permutation(400)
-        shuffled = replace(observed, tasks=observed.tasks[order], right=observed.right[order])
+        names = "tasks", "labels", "answers", "right"
+        shuffled = replace(observed, **{name: getattr(observed, name)[order] for name in names})
         found.append(reported(shuffled, Aim(budget=0.5)))
     assert sum(report.is_useful for report in found) <= 1
     assert all("Worthless" in report.verdict for report in found if not report.is_useful)
@@ -294,7 +351,8 @@ def test_arrays_that_are_no_verifier_are_refused():
     verifier = fitted(drawn(), divided(drawn().contents, 0))
     arrays = verifier.arrays()
     again = Verifier.from_arrays(load(save(arrays)), "here")
-    assert (again.probabilities(drawn().features) == verifier.probabilities(drawn().features)).all()
+    asked = drawn().features, drawn().answers
+    assert (again.probabilities(*asked) == verifier.probabilities(*asked)).all()
     broken = {
         "missing": {k: v for k, v in arrays.items() if k != "mean"},
         "another": {**arrays, "more": np.zeros(1)},
@@ -302,6 +360,7 @@ def test_arrays_that_are_no_verifier_are_refused():
         "NaN": {**arrays, "scale": arrays["scale"] * np.nan},
         "shape": {**arrays, "mean": np.zeros(7)},
         "experts": {**arrays, "rates": np.zeros((2, 3))},
+        "classes": {**arrays, "classes": np.zeros(3)},
         "dimensions": {**arrays, "merged": np.zeros((4, 1))},
     }
     for values in broken.values():
@@ -457,6 +516,41 @@ def test_the_command_writes_a_router_and_says_what_it_is_worth(here):
     assert "No threshold is stated" in out and "at random" in out
 
 
+def test_examples_of_the_key_routing_fit_and_all_of_the_evaluation_measure(here):
+    names = {"b": "dogs", "a": "cats"}  # not in the order of the tasks
+    first, others = (
+        {task: {"dataset": f"./{name}.parquet", "split": split} for task, name in names.items()}
+        for split in ("test[:40]", "test[35:]")
+    )
+    write_recipe(here, evaluation={"tasks": others}, routing={"tasks": first})
+    found = route(here)
+    # Five images of each are examples of both, and fit nothing.
+    assert found.parts == {"fit": 47, "calibrate": 23, "held_out": 50}
+    assert (found.by_task.value, found.never.value, found.kept) == (1.0, 0.5, pytest.approx(0.6, abs=0.3))
+    values = json.loads((output(here) / ROUTER_NAME).read_text())
+    assert [values[key]["a"]["examples"] for key in ("routing", "data")] == [40, 25]
+    assert hm.Router.load(str(output(here)))([BRIGHT])[0].model == "b"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"tasks": {"a": {"dataset": "x"}, "c": {"dataset": "x"}}}, r"routing\.tasks\.c: .*'c'"),
+        ({"tasks": {"a": {"dataset": "x"}}}, "routing.tasks: there are no examples of b"),
+        ({"data": {}}, "routing.*data"),
+    ],
+)
+def test_examples_that_fit_no_router_of_the_recipe_are_refused(changes, told):
+    with pytest.raises(RecipeError, match=told):
+        parse_recipe(recipe_of(routing=changes))
+
+
+def test_examples_of_routing_need_an_evaluation():
+    values = {key: value for key, value in recipe_of(routing={"tasks": {}}).items() if key != "evaluation"}
+    with pytest.raises(RecipeError, match="routing: no evaluation measures a router"):
+        parse_recipe(values)
+
+
 @pytest.mark.parametrize(
     "settings", [{"budget": 1.5}, {"risk": 0.0}, {"confidence": 1.0}, {"budget": float("nan")}]
 )
@@ -532,8 +626,8 @@ def test_changed_files_are_refused(there):
     refused("was changed")
     record.write_bytes(b"[" * 100_000)
     refused("no record")
-    rewritten(record, lambda values: values.update(format=2))
-    refused("format 2")
+    rewritten(record, lambda values: values.update(format=1))
+    refused("format 1")
     arrays.write_bytes(stored[arrays][:-1] + b"\0")
     refused("not the file")
     content = save({**load(stored[arrays]), "mean": np.full(3, np.nan)})

@@ -23,9 +23,10 @@ from hub_magmax.merging.in_memory import InMemoryMerger, MergedModel
 from hub_magmax.methods import get_method
 from hub_magmax.methods.data_statistics import OF_THE_MERGE
 from hub_magmax.pipeline import lock
+from hub_magmax.recipe.examples import Evaluation
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.matching import locked_method
-from hub_magmax.recipe.schema import Evaluation, Method, Recipe
+from hub_magmax.recipe.schema import Method, Recipe
 from hub_magmax.recipe.values import Data
 
 if TYPE_CHECKING:

@@ -28,9 +28,10 @@ from hub_magmax.files import digest
 from hub_magmax.preference.safeguards import NUM_CHECKED, check_sample_size
 from hub_magmax.preference.samples import Scorer
 from hub_magmax.recipe.arguments import opened
+from hub_magmax.recipe.examples import Evaluation
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.matching import locked_method
-from hub_magmax.recipe.schema import Compare, Evaluation, Recipe
+from hub_magmax.recipe.schema import Compare, Recipe
 from hub_magmax.recipe.values import AUTO, Data
 from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 

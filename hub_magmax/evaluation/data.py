@@ -232,6 +232,8 @@ def _named_data(recipe: Recipe) -> list[Data]:
             found += preference.data
     if recipe.statistics is not None:
         found += recipe.statistics.data.values()
+    if recipe.routing is not None:
+        found += recipe.routing.tasks.values()
     return found + _evaluation_data(recipe)
 
 

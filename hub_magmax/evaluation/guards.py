@@ -9,7 +9,8 @@ from hub_magmax.errors import RegressedError
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, Score, Scores
 from hub_magmax.files import from_here
-from hub_magmax.recipe.schema import Evaluation, Recipe
+from hub_magmax.recipe.examples import Evaluation
+from hub_magmax.recipe.schema import Recipe
 
 Verdict = Literal["held", "not shown", "regressed"]
 

@@ -18,8 +18,9 @@ from hub_magmax.evaluation.evaluators import (
 )
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.scores import MERGED, quantized_name
+from hub_magmax.recipe.examples import Evaluation
 from hub_magmax.recipe.lockfile import Lock
-from hub_magmax.recipe.schema import Evaluation, Recipe
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import GPTQ, num_bits
 from hub_magmax.text import step
 

@@ -27,8 +27,9 @@ from hub_magmax.evaluation.journal import Outcomes, restored, stored
 from hub_magmax.evaluation.software import software_used
 from hub_magmax.files import digest
 from hub_magmax.processes import Processes
+from hub_magmax.recipe.examples import Evaluation
 from hub_magmax.recipe.lockfile import Lock, own_base_name
-from hub_magmax.recipe.schema import Evaluation, Recipe
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import GPTQ
 from hub_magmax.registry import EVALUATORS
 from hub_magmax.text import Report, number_of, step

@@ -39,9 +39,10 @@ from hub_magmax.evaluation.score_cache import Reuse
 from hub_magmax.evaluation.scores import MERGED, Score, Scores, make_score, scores_for
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.arguments import checked, opened
+from hub_magmax.recipe.examples import Evaluation
 from hub_magmax.recipe.loading import RecipeLike, as_recipe
 from hub_magmax.recipe.lockfile import Lock, LockLike, as_lock
-from hub_magmax.recipe.schema import Evaluation, Recipe
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.values import Data
 from hub_magmax.text import ProgressBar, Report, step, unseen
 

@@ -13,8 +13,9 @@ from hub_magmax.errors import KeyPath, RecipeError
 from hub_magmax.evaluation.data import pinned
 from hub_magmax.files import digest
 from hub_magmax.methods.data_statistics import OF_THE_MERGE, REPRESENTATION
+from hub_magmax.recipe.examples import Statistics
 from hub_magmax.recipe.lockfile import Lock, own_base_name
-from hub_magmax.recipe.schema import Recipe, Statistics
+from hub_magmax.recipe.schema import Recipe
 
 #: Texts in the header of a file, besides its kind: digests of what it was made of.
 CHECKPOINT, DATA, MERGE = "checkpoint", "data", "merge"

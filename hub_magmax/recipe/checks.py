@@ -17,7 +17,12 @@ from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.options import check_options
 from hub_magmax.recipe.alternation_checks import alternation_problems
 from hub_magmax.recipe.correction_checks import correction_problems
-from hub_magmax.recipe.evaluation_checks import guard_problems, prompt_problems, rounding_problems
+from hub_magmax.recipe.evaluation_checks import (
+    guard_problems,
+    prompt_problems,
+    rounding_problems,
+    routing_problems,
+)
 from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
 from hub_magmax.recipe.model_names import parse_model_name
@@ -181,8 +186,8 @@ def _used_names(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
 
 def _data_names(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
     """Yield the names under which tasks have data."""
-    if recipe.evaluation:
-        yield from ((("evaluation", "tasks", name), name) for name in recipe.evaluation.tasks)
+    for key, measured in (("evaluation", recipe.evaluation), ("routing", recipe.routing)):
+        yield from (((key, "tasks", name), name) for name in (measured.tasks if measured else ()))
     for key, spec in (("statistics", recipe.statistics), ("training", recipe.training)):
         yield from (((key, "data", name), name) for name in (spec.data if spec else ()))
 
@@ -346,6 +351,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     guard_problems: frozenset({"tasks", "evaluation"}),
     prompt_problems: frozenset({"evaluation"}),
     rounding_problems: frozenset({"evaluation"}),
+    routing_problems: frozenset({"tasks", "evaluation", "routing"}),
     training_problems: frozenset({"tasks", "training", "evaluation"}),
     alternation_problems: frozenset({"tasks", "training", "output", "sites"}),
 }

@@ -43,6 +43,20 @@ def prompt_problems(recipe: Recipe) -> Iterator[Problem]:
             yield from unread_prompts(recipe.evaluation.evaluator.name, ("evaluation", part, task), data)
 
 
+def routing_problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield why a router cannot be fitted to the examples of `routing`."""
+    if recipe.routing is None:
+        return
+    if recipe.evaluation is None:
+        text = "no evaluation measures a router that is fitted to these examples"
+        yield conflict(("routing",), text, "name other examples of each task under evaluation")
+        return
+    for name in recipe.evaluation.tasks:
+        if name not in recipe.routing.tasks:
+            text = f"there are no examples of {name}, on which the router is measured"
+            yield conflict(("routing", "tasks"), text, f"name some, as evaluation.tasks.{name} does")
+
+
 def unread_prompts(evaluator: str, path: KeyPath, data: Data) -> Iterator[Problem]:
     """Yield the keys of prompts of data that an evaluator does not read.
 

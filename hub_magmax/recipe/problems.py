@@ -41,6 +41,7 @@ _FORMS: Mapping[str, str] = {
     "tune": "tune: {dataset: me/site-photos, split: train}",
     "report": "report: {dataset: me/site-photos, split: test}",
     "evaluation": "evaluation: {tasks: {animals: {dataset: me/animals, split: test}}}",
+    "routing": "routing: {tasks: {animals: {dataset: me/animals, split: train}}}",
     "tensors": 'tensors: [{match: "lm_head.*", take: base_model}]',
     "layers": "layers: [{take: base_model, blocks: [0, 16]}, {take: math, blocks: [8, 24]}]",
     "gradient": "gradient: [0, 0.5, 1]",

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from hub_magmax.errors import LockError, RecipeError
 from hub_magmax.files import check_files, digest
+from hub_magmax.recipe.examples import Evaluation
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, read_lock
 from hub_magmax.recipe.matching import check_lock
-from hub_magmax.recipe.schema import RECIPE_NAME, Evaluation, Recipe
+from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
 
 #: Ending of a recipe that the names of its files leave out. Any other one stays in them, so that no two
 #: recipes of a folder share a name.

@@ -22,9 +22,10 @@ from hub_magmax.evaluation.scoring import run_evaluator
 from hub_magmax.files import digest, write_text
 from hub_magmax.pipeline import lock
 from hub_magmax.processes import Processes
+from hub_magmax.recipe.examples import Evaluation
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.result_files import ResultFiles
-from hub_magmax.recipe.schema import Evaluation, Recipe, Task
+from hub_magmax.recipe.schema import Recipe, Task
 from hub_magmax.reporting.figures import Scale
 from hub_magmax.reporting.figures.forgetting import draw_forgetting
 from hub_magmax.text import Report, aligned, step

@@ -8,7 +8,7 @@ from typing import Any
 from hub_magmax.evaluation.evaluators.plugins import PluginEvaluator, failures
 from hub_magmax.evaluation.evaluators.registry import Evaluator, get_evaluator
 from hub_magmax.options import check_options
-from hub_magmax.recipe.schema import Evaluation
+from hub_magmax.recipe.examples import Evaluation
 from hub_magmax.registry import EVALUATORS
 
 

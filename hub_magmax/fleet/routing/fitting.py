@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME
 from hub_magmax.errors import ArgumentError, DistributedError, EvaluationError
 from hub_magmax.evaluation.evaluators import evaluator_of
 from hub_magmax.evaluation.scores import MERGED
-from hub_magmax.evaluation.scoring import prepare
+from hub_magmax.evaluation.scoring import Prepared, prepare
 from hub_magmax.evaluation.software import software_used
 from hub_magmax.files import check_files
 from hub_magmax.fleet.predicting import deterministic
 from hub_magmax.fleet.routing.measuring import Aim, measure
-from hub_magmax.fleet.routing.observing import CLASSIFIERS, observe
+from hub_magmax.fleet.routing.observing import CLASSIFIERS, Observed, observe
 from hub_magmax.fleet.routing.record import RouterRecord, merge_digest, sha256, verifier_bytes, write_router
-from hub_magmax.fleet.routing.splitting import divided
+from hub_magmax.fleet.routing.splitting import Parts, divided, divided_beside
 from hub_magmax.fleet.routing.verifier import calibrated, fit
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.processes import find_processes
@@ -25,6 +26,7 @@ from hub_magmax.recipe.loading import RecipeLike, as_recipe
 from hub_magmax.recipe.lockfile import Lock, LockLike, as_lock
 from hub_magmax.recipe.result_files import stored_recipe
 from hub_magmax.recipe.schema import Recipe
+from hub_magmax.recipe.values import Data
 from hub_magmax.reporting.card_file import write_stored_card
 from hub_magmax.reporting.figures.routing import draw_routing
 from hub_magmax.reporting.router_report import ROUTER_PICTURE_NAME, RouterReport
@@ -46,7 +48,8 @@ def route(
     """Fit a router for the merged model in a recipe's output folder, measure it, and write it there.
 
     The evaluation's examples are divided by their content: four tenths fit a verifier, two calibrate it and
-    choose the threshold, and four measure the router.
+    choose the threshold, and four measure the router. Where the recipe has `routing`, its examples fit and
+    calibrate, two to one, and all of the evaluation's measure.
 
     Args:
         recipe: Its `evaluation` names the examples of each task, and the evaluator: `image-classification` or
@@ -74,21 +77,23 @@ def route(
     folder = recipe.output_path
     check_files([folder / name for name in (ROUTER_NAME, ROUTER_WEIGHTS_NAME, ROUTER_PICTURE_NAME)])
     merge = merge_digest(verify(str(folder)))
-    prepared = prepare(_on_all_tasks(recipe), locked, folder)
+    assert recipe.evaluation is not None
     seed = recipe.seed if seed is None else seed
-    with deterministic():
-        observed = observe(prepared, report, progress)
-    parts = divided(observed.contents, seed)
+    named = [recipe.routing.tasks] if recipe.routing is not None else []
+    prepared = [
+        prepare(_on_examples(recipe, tasks), locked, folder) for tasks in (*named, recipe.evaluation.tasks)
+    ]
+    observed, parts = _observed(prepared, seed, report, progress)
     fitted, calibrating = observed.at(parts.fit), observed.at(parts.calibrate)
     with step("fitting the verifier", report):
-        verifier = fit(fitted.features, fitted.tasks, fitted.right)
-        verifier = calibrated(verifier, calibrating.features, calibrating.right)
+        verifier = calibrated(fit(fitted), calibrating)
     with step("measuring the router", report):
         found = measure(observed, parts, verifier, (MERGED, *recipe.task_names), aim)
     arrays = verifier_bytes(verifier)
-    data = {task: dict(prepared.described[task]) for task in prepared.spec.tasks}
+    evaluator = prepared[-1].spec.evaluator.name
+    *fitting, data = map(_described, prepared)
     record = RouterRecord(
-        merge, prepared.spec.evaluator.name, seed, data, found, sha256(arrays), software_used()
+        merge, evaluator, seed, data, fitting[0] if fitting else {}, found, sha256(arrays), software_used()
     )
     write_router(record, arrays, folder)
     draw_routing(found, folder / ROUTER_PICTURE_NAME)
@@ -130,10 +135,26 @@ def _check_models(recipe: Recipe) -> None:
         )
 
 
-def _on_all_tasks(recipe: Recipe) -> Recipe:
-    """Return a recipe whose evaluation has every checkpoint on every task's examples, and no guards."""
+def _observed(
+    prepared: Sequence[Prepared], seed: int, report: Report, progress: ProgressBar
+) -> tuple[Observed, Parts]:
+    """Return what models say of all examples, and the parts: those that measure come last."""
+    with deterministic():
+        *before, measuring = [observe(examples, report, progress) for examples in prepared]
+    if not before:
+        return measuring, divided(measuring.contents, seed)
+    (fitting,) = before
+    return fitting.joined(measuring), divided_beside(fitting.contents, measuring.contents, seed)
+
+
+def _described(prepared: Prepared) -> dict[str, Any]:
+    return {task: dict(prepared.described[task]) for task in prepared.spec.tasks}
+
+
+def _on_examples(recipe: Recipe, tasks: Mapping[str, Data]) -> Recipe:
+    """Return a recipe whose evaluation has every checkpoint on these examples, and no guards."""
     assert recipe.evaluation is not None
-    changes: dict[str, Any] = {"cells": None, "quantized": (), "guard": {}}
+    changes: dict[str, Any] = {"cells": None, "quantized": (), "guard": {}, "tasks": tasks}
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=changes)})
 
 

@@ -89,8 +89,7 @@ def measure(
         aim: How the threshold is chosen.
     """
     calibrating, seen = observed.at(parts.calibrate), observed.at(parts.held_out)
-    before = choose(verifier.probabilities(calibrating.features))
-    now = choose(verifier.probabilities(seen.features))
+    before, now = (choose(verifier.probabilities(own.features, own.answers)) for own in (calibrating, seen))
     rows = np.arange(len(seen.right))
     kept, escalated = seen.right[:, 0], seen.right[rows, 1 + now.expert]
     stated = _stated(candidates(before.gain), now.gain, kept, escalated, aim)

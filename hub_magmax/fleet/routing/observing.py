@@ -28,12 +28,18 @@ if TYPE_CHECKING:
 CLASSIFIERS = (ImageClassification, TextClassification)
 
 
+#: Attributes of `Observed` that are arrays.
+_ARRAYS = ("tasks", "labels", "answers", "features", "agrees", "right")
+
+
 @dataclass(frozen=True)
 class Observed:
     """What is known of every example.
 
     Attributes:
-        tasks: Number of the task that an example is of.
+        tasks: Number of the task that an example is of, from 0 by the order of the recipe's tasks.
+        labels: Number of the right class, by the merged model's numbers.
+        answers: Number of the class that the merged model chooses.
         contents: Digest of each input.
         features: Of the merged model.
         agrees: Whether the base model names the same class.
@@ -41,16 +47,22 @@ class Observed:
     """
 
     tasks: Int64[np.ndarray, " examples"]
+    labels: Int64[np.ndarray, " examples"]
+    answers: Int64[np.ndarray, " examples"]
     contents: tuple[str, ...]
     features: Float64[np.ndarray, "examples features"]
     agrees: Bool[np.ndarray, " examples"]
     right: Bool[np.ndarray, "examples models"]
 
+    def joined(self, other: Observed) -> Observed:
+        """Return these examples, and then others of the same models."""
+        arrays = {name: np.concatenate([getattr(self, name), getattr(other, name)]) for name in _ARRAYS}
+        return Observed(contents=self.contents + other.contents, **arrays)
+
     def at(self, indices: Int64[np.ndarray, " chosen"]) -> Observed:
         """Return some of the examples."""
-        contents = tuple(self.contents[index] for index in indices)
-        arrays = (self.features, self.agrees, self.right)
-        return Observed(self.tasks[indices], contents, *(array[indices] for array in arrays))
+        arrays = {name: getattr(self, name)[indices] for name in _ARRAYS}
+        return Observed(contents=tuple(self.contents[index] for index in indices), **arrays)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,12 @@ class Look:
 
     features: Float64[np.ndarray, "inputs features"]
     log_probabilities: Float64[np.ndarray, "inputs classes"]
+
+    @property
+    def answers(self) -> Int64[np.ndarray, " inputs"]:
+        """Numbers of the classes that it chooses."""
+        found: np.ndarray = self.log_probabilities.argmax(axis=1)
+        return found
 
 
 def look(model: LoadedModel, parts: Sequence[Any]) -> Look:
@@ -141,12 +159,14 @@ def observe(prepared: Prepared, report: Report, progress: ProgressBar) -> Observ
     merged, base = seen[MERGED], seen["base_model"]
     tasks = [*prepared.spec.tasks]
     sizes = [len(prepared.examples[task]) for task in tasks]
-    rights = [merged.right, *(_right(scores, name, tasks) for name in own)]
+    rights = [merged.answers == merged.labels, *(_right(scores, name, tasks) for name in own)]
     return Observed(
-        np.repeat(np.arange(len(tasks)), sizes),
+        np.repeat([[*own].index(task) for task in tasks], sizes),
+        merged.labels,
+        merged.answers,
         _contents(prepared),
         merged.features,
-        merged.classes == base.classes,
+        merged.names == base.names,
         np.stack(rights, axis=1),
     )
 
@@ -154,13 +174,13 @@ def observe(prepared: Prepared, report: Report, progress: ProgressBar) -> Observ
 @dataclass(frozen=True)
 class _Seen:
     features: Float64[np.ndarray, "examples features"]
-    log_probabilities: Float64[np.ndarray, "examples classes"]
-    classes: np.ndarray
-    right: Bool[np.ndarray, " examples"]
+    labels: Int64[np.ndarray, " examples"]
+    answers: Int64[np.ndarray, " examples"]
+    names: np.ndarray
 
 
 def _seen(model: LoadedModel, prepared: Prepared, name: str, progress: ProgressBar) -> _Seen:
-    """Return a model's views of all examples, the names of its classes, and where it is right."""
+    """Return a model's views of all examples, their classes, and those that it chooses, with their names."""
     looks, labels = [], []
     total = sum(len(prepared.examples[task]) for task in prepared.spec.tasks)
     with opened(progress, total, f"looking at {name}", "examples") as advance:
@@ -174,11 +194,10 @@ def _seen(model: LoadedModel, prepared: Prepared, name: str, progress: ProgressB
                     labels += classes
                     if advance is not None:
                         advance(len(classes))
-    log_probabilities = np.concatenate([one.log_probabilities for one in looks])
-    chosen = log_probabilities.argmax(axis=1)
+    chosen = np.concatenate([one.answers for one in looks])
     names = np.array([str(model.network.config.id2label[number]) for number in chosen.tolist()])
     features = np.concatenate([one.features for one in looks])
-    return _Seen(features, log_probabilities, names, chosen == np.array(labels))
+    return _Seen(features, np.array(labels), chosen, names)
 
 
 def _right(scores: Scores, model: str, tasks: Sequence[str]) -> Bool[np.ndarray, " examples"]:

@@ -21,7 +21,7 @@ from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.reporting.router_report import RouterReport
 
 #: Version of the files; a router of another one is refused.
-FORMAT = 1
+FORMAT = 2
 
 #: Files of a merge that name an evaluation made since, so that they may change while the model stays.
 _NAMING = (RECIPE_NAME, LOCK_NAME, PROVENANCE_NAME)
@@ -38,7 +38,8 @@ class RouterRecord:
         merge: Digest of the merged model's weights and the files beside them.
         evaluator: How models run.
         seed: Of the division of the examples.
-        data: By task, facts about the examples, as `scores.json` has them.
+        data: By task, facts about the evaluation's examples, as `scores.json` has them.
+        routing: The same of the recipe's `routing`; without it none.
         report: What was measured; its models are those of the verifier, and its threshold counts.
         weights: sha256 of `router.safetensors`.
         software: Versions and a digest of this package's code.
@@ -48,6 +49,7 @@ class RouterRecord:
     evaluator: str
     seed: int
     data: Mapping[str, Any] = field(hash=False)
+    routing: Mapping[str, Any] = field(hash=False)
     report: RouterReport
     weights: str
     software: Mapping[str, Any] = field(hash=False)
@@ -56,7 +58,7 @@ class RouterRecord:
     def values(self) -> dict[str, Any]:
         found = {
             name: getattr(self, name)
-            for name in ("merge", "evaluator", "seed", "data", "weights", "software")
+            for name in ("merge", "evaluator", "seed", "data", "routing", "weights", "software")
         }
         return {"format": FORMAT, **found, "report": self.report.to_dict()}
 

@@ -20,7 +20,7 @@ from hub_magmax.evaluation.models import Loading, model_places
 from hub_magmax.evaluation.scores import MERGED
 from hub_magmax.fleet.predicting import deterministic
 from hub_magmax.fleet.routing.measuring import choose
-from hub_magmax.fleet.routing.observing import look
+from hub_magmax.fleet.routing.observing import Look, look
 from hub_magmax.fleet.routing.record import RouterRecord, merge_digest, read_router
 from hub_magmax.fleet.routing.verifier import Verifier
 from hub_magmax.fleet.verifying import recipe_and_lock, verify
@@ -120,13 +120,14 @@ class Router:
             )
 
     def _answered(self, inputs: list[Any]) -> list[Routed]:
-        labels, features = self._run(MERGED, inputs)
-        if features.shape[1] != len(self._verifier.mean):
+        labels, seen = self._run(MERGED, inputs)
+        given, read = seen.features.shape[1], len(self._verifier.mean)
+        if given != read:
             raise EvaluationError(
-                f"it gives {features.shape[1]} features, and the verifier reads {len(self._verifier.mean)}",
+                f"it gives {given} features, and the verifier reads {read}",
                 where=self._models[MERGED].name,
             )
-        probabilities = self._verifier.probabilities(features)
+        probabilities = self._verifier.probabilities(seen.features, seen.answers)
         chosen = choose(probabilities)
         names = self.record.report.models
         goes = [
@@ -157,15 +158,13 @@ class Router:
             f"{probabilities[0]:.2f}: a gain of {gain:+.3f}, {side} the threshold {self.threshold:.3f}"
         )
 
-    def _run(self, name: str, inputs: list[Any]) -> tuple[list[str], Any]:
-        """Return the classes that a model chooses, and its features."""
+    def _run(self, name: str, inputs: list[Any]) -> tuple[list[str], Look]:
+        """Return the classes that a model chooses, and its view of the inputs."""
         model = self._model(name)
         parts, _ = self._loading.evaluator.encode_inputs(model, inputs)  # type: ignore[attr-defined]
         found = look(model, parts)
-        config = model.network.config
-        return [
-            str(config.id2label[number]) for number in found.log_probabilities.argmax(axis=1).tolist()
-        ], found.features
+        names = model.network.config.id2label
+        return [str(names[number]) for number in found.answers.tolist()], found
 
     def _model(self, name: str) -> LoadedModel:
         if name not in self._models:

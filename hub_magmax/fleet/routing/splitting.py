@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int64
@@ -39,17 +39,54 @@ def divided(contents: Sequence[str], seed: int) -> Parts:
     Raises:
         EvaluationError: If there are too few.
     """
-    different = sorted(set(contents), key=lambda content: _place(content, seed))
-    if len(different) < MIN_EXAMPLES:
+    different = _drawn(contents, seed)
+    _check_number(len(different), MIN_EXAMPLES, "evaluation", "fitted and measured on")
+    cuts = [round(FIT * len(different)), round((FIT + CALIBRATE) * len(different))]
+    return _parts(contents, different, cuts)
+
+
+def divided_beside(contents: Sequence[str], measuring: Sequence[str], seed: int) -> Parts:
+    """Divide examples between fitting and calibrating, two to one, where others measure.
+
+    What has the input of an example that measures is in no part. Indices are of both, those that measure
+    last.
+
+    Args:
+        contents: A digest of the input of each example to fit to.
+        measuring: The same of those that measure.
+        seed: Of the division.
+
+    Raises:
+        EvaluationError: If there are too few of either.
+    """
+    held_out = set(measuring)
+    different = [content for content in _drawn(contents, seed) if content not in held_out]
+    fitting = FIT + CALIBRATE
+    _check_number(len(different), round(fitting * MIN_EXAMPLES), "routing", "fitted to")
+    _check_number(len(held_out), round((1 - fitting) * MIN_EXAMPLES), "evaluation", "measured on")
+    some = _parts(contents, different, [round(FIT / fitting * len(different)), len(different)])
+    return replace(some, held_out=len(contents) + np.arange(len(measuring)))
+
+
+def _drawn(contents: Sequence[str], seed: int) -> list[str]:
+    """Return the different contents in an order that the seed draws."""
+    return sorted(set(contents), key=lambda content: _place(content, seed))
+
+
+def _check_number(found: int, least: int, where: str, verb: str) -> None:
+    if found < least:
         raise EvaluationError(
-            f"a router cannot be fitted and measured on {len(different)} different examples",
-            where="evaluation",
-            expected=f"at least {MIN_EXAMPLES} of all tasks together",
+            f"a router cannot be {verb} {found} different examples",
+            where=where,
+            expected=f"at least {least} of all tasks together",
             hint="Name more examples of each task.",
         )
-    cuts = round(FIT * len(different)), round((FIT + CALIBRATE) * len(different))
+
+
+def _parts(contents: Sequence[str], different: Sequence[str], cuts: Sequence[int]) -> Parts:
+    """Return the parts of examples, by the ranks at which the second and the third begin."""
     part_of = {content: sum(rank >= cut for cut in cuts) for rank, content in enumerate(different)}
-    parts = np.array([part_of[content] for content in contents])
+    parts = np.array([part_of.get(content) for content in contents])
     return Parts(*(np.flatnonzero(parts == number) for number in range(3)))
 
 

@@ -1,7 +1,8 @@
 """Verifier: the probability that each model is right on an input, from features of the merged model.
 
-One logistic regression tells where the merged model is right, another which task an input is of, and so which
-checkpoint knows it. scikit-learn fits them, and numpy alone asks them.
+One logistic regression tells where the merged model is right, another of which kind an input is: of which
+task, and of which class. So it tells which checkpoint knows the input, and whether the merged model's class
+is the expected one. scikit-learn fits them, and numpy alone asks them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,20 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from hub_magmax.errors import EvaluationError, MissingDependencyError
+from hub_magmax.fleet.routing.observing import Observed
 
 Features = Float64[np.ndarray, "examples features"]
 Rights = Bool[np.ndarray, "examples models"]
-Tasks = Int64[np.ndarray, " examples"]
+Numbers = Int64[np.ndarray, " examples"]
 
-#: Examples of either kind, or of each task, that a regression needs.
+#: Right and wrong answers, or examples of each kind, that a regression needs.
 MIN_OF_EACH = 5
+
+#: In place of a class: classes of a task with fewer examples, together.
+OTHERS = -1
+
+#: Least probability of the merged model's class, and its distance from 1.
+_LEAST = 1e-3
 
 #: Strengths of the ridge penalty that are compared by cross-validation, as scikit-learn's C.
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
@@ -31,9 +39,10 @@ ARRAYS: Mapping[str, tuple[str, ...]] = {
     "mean": ("features",),
     "scale": ("features",),
     "merged": ("features + 1",),
-    "tasks": ("tasks", "features + 1"),
-    "rates": ("tasks", "experts"),
-    "calibration": ("models", "three"),
+    "kinds": ("kinds", "features + 1"),
+    "classes": ("kinds",),
+    "rates": ("kinds", "experts"),
+    "calibration": ("models", "four"),
 }
 
 
@@ -50,32 +59,51 @@ class Verifier:
     Attributes:
         mean, scale: Of the features in the fitted part.
         merged: Coefficients and intercept of the logit that the merged model is right.
-        tasks: Coefficients and intercept of the logarithmic probability of each task, up to a constant.
-        rates: Share of right answers of each checkpoint on each task.
-        calibration: For each model the slopes of its logit and of the merged model's confidence, which is
-            the last feature, and an intercept.
+        kinds: Coefficients and intercept of the logarithmic probability of each kind, up to a constant.
+        classes: Number of the class that is right for each kind, or `OTHERS`.
+        rates: Share of right answers of each checkpoint on each kind.
+        calibration: For each model the slopes of its logit, of the logit that the merged model's class is the
+            expected one, and of the merged model's confidence, which is the last feature; and an intercept.
     """
 
     mean: Float64[np.ndarray, " features"]
     scale: Float64[np.ndarray, " features"]
     merged: Float64[np.ndarray, " coefficients"]
-    tasks: Float64[np.ndarray, "tasks coefficients"]
-    rates: Float64[np.ndarray, "tasks experts"]
-    calibration: Float64[np.ndarray, "models three"]
+    kinds: Float64[np.ndarray, "kinds coefficients"]
+    classes: Float64[np.ndarray, " kinds"]
+    rates: Float64[np.ndarray, "kinds experts"]
+    calibration: Float64[np.ndarray, "models four"]
 
     def logits(self, features: Features) -> Float64[np.ndarray, "examples models"]:
         """Return the logits that each model is right, before calibration."""
         standard = (features - self.mean) / self.scale
         merged = standard @ self.merged[:-1] + self.merged[-1]
-        found = standard @ self.tasks[:, :-1].T + self.tasks[:, -1]
-        shares = np.exp(found - found.max(axis=1, keepdims=True))
-        experts = shares / shares.sum(axis=1, keepdims=True) @ self.rates
+        experts = self.shares(features) @ self.rates
         return np.column_stack([merged, np.log(experts / (1 - experts))])
 
-    def probabilities(self, features: Features) -> Float64[np.ndarray, "examples models"]:
-        """Return the probability that each model's answer is right: the merged one, then the checkpoints."""
-        own, confidence, intercept = self.calibration.T
-        return sigmoid(self.logits(features) * own + features[:, -1:] * confidence + intercept)
+    def expected(self, features: Features, answers: Numbers) -> Float64[np.ndarray, " examples"]:
+        """Return the logits that the merged model's answers are right, 0 for unknown classes."""
+        is_same = self.classes == answers[:, None]
+        shares = np.clip((self.shares(features) * is_same).sum(axis=1), _LEAST, 1 - _LEAST)
+        return np.where(is_same.any(axis=1), np.log(shares / (1 - shares)), 0.0)
+
+    def shares(self, features: Features) -> Float64[np.ndarray, "examples kinds"]:
+        """Return the probability of each kind, as it is fitted."""
+        found = (features - self.mean) / self.scale @ self.kinds[:, :-1].T + self.kinds[:, -1]
+        shares = np.exp(found - found.max(axis=1, keepdims=True))
+        normal: np.ndarray = shares / shares.sum(axis=1, keepdims=True)
+        return normal
+
+    def probabilities(self, features: Features, answers: Numbers) -> Float64[np.ndarray, "examples models"]:
+        """Return the probability that each model's answer is right: the merged one, then the checkpoints.
+
+        Args:
+            features: Of the inputs.
+            answers: Number of the class that the merged model chooses for each.
+        """
+        own, expected, confidence, intercept = self.calibration.T
+        signals = self.expected(features, answers)[:, None] * expected + features[:, -1:] * confidence
+        return sigmoid(self.logits(features) * own + signals + intercept)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays by name, as a file holds them."""
@@ -93,8 +121,8 @@ class Verifier:
             value.dtype == np.float64 and np.isfinite(value).all() for value in arrays.values()
         )
         if fits:
-            tasks, experts = arrays["rates"].shape
-            sizes = {"features": len(arrays["mean"]), "tasks": tasks, "experts": experts, "three": 3}
+            kinds, experts = arrays["rates"].shape
+            sizes = {"features": len(arrays["mean"]), "kinds": kinds, "experts": experts, "four": 4}
             sizes |= {"features + 1": sizes["features"] + 1, "models": experts + 1}
             fits = all(arrays[name].shape == tuple(map(sizes.get, axes)) for name, axes in ARRAYS.items())
         if not fits:
@@ -107,37 +135,59 @@ class Verifier:
         return cls(**arrays)
 
 
-def fit(features: Features, tasks: Tasks, right: Rights) -> Verifier:
-    """Fit both regressions, not calibrated yet.
-
-    Args:
-        features: Of the examples to fit to; finite.
-        tasks: Number of the task that each is of.
-        right: Whether each model is right on them: the merged one, then the tasks' own checkpoints.
+def fit(seen: Observed) -> Verifier:
+    """Fit both regressions to some examples, not calibrated yet.
 
     Raises:
         MissingDependencyError: If scikit-learn is not installed.
     """
-    mean, scale = features.mean(axis=0), features.std(axis=0)
+    mean, scale = seen.features.mean(axis=0), seen.features.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    standard = (features - mean) / scale
-    named = [task for task in np.unique(tasks) if (tasks == task).sum() >= MIN_OF_EACH]
-    rates = np.stack([_smoothed(right[tasks == task, 1:]) for task in named] or [_smoothed(right[:, 1:])])
-    known = np.isin(tasks, named)
-    regressed = _regression(standard[known], tasks[known])
-    identity = np.tile([1.0, 0.0, 0.0], (right.shape[1], 1))
-    return Verifier(mean, scale, _merged(standard, right[:, 0]), regressed, rates, identity)
+    standard = (seen.features - mean) / scale
+    kind_of, classes = kinds_of(seen.tasks, seen.labels)
+    experts = seen.right[:, 1:]
+    rates = np.stack([_smoothed(experts[kind_of == kind]) for kind in range(len(classes))])
+    regressed = _regression(standard[kind_of >= 0], kind_of[kind_of >= 0])
+    identity = np.tile([1.0, 0.0, 0.0, 0.0], (seen.right.shape[1], 1))
+    merged = _merged(standard, seen.right[:, 0])
+    return Verifier(mean, scale, merged, regressed, classes, rates, identity)
 
 
-def calibrated(verifier: Verifier, features: Features, right: Rights) -> Verifier:
+def kinds_of(tasks: Numbers, labels: Numbers) -> tuple[Numbers, Float64[np.ndarray, " kinds"]]:
+    """Return the kind of each example, and the class of each kind.
+
+    A kind is the examples of a task that have one class, where these are at least `MIN_OF_EACH`, or its
+    other examples together. Where they are fewer still, they are of no kind, which is -1, unless no kind is
+    left.
+    """
+    pairs = np.stack([tasks, labels], axis=1)
+    pairs[_counts(pairs) < MIN_OF_EACH, 1] = OTHERS
+    enough = _counts(pairs) >= MIN_OF_EACH
+    if not enough.any():
+        return np.zeros(len(tasks), np.int64), np.array([float(OTHERS)])
+    kinds, found = np.unique(pairs[enough], axis=0, return_inverse=True)
+    kind_of = np.full(len(tasks), -1)
+    kind_of[enough] = found.ravel()
+    return kind_of, kinds[:, 1].astype(np.float64)
+
+
+def _counts(pairs: Int64[np.ndarray, "examples two"]) -> Numbers:
+    """Return how many examples have the same pair as each."""
+    _, found, counts = np.unique(pairs, axis=0, return_inverse=True, return_counts=True)
+    same: np.ndarray = counts[found.ravel()]
+    return same
+
+
+def calibrated(verifier: Verifier, seen: Observed) -> Verifier:
     """Return a verifier whose probabilities fit other examples: a sigmoid for each model.
 
-    That of the merged model also reads its own confidence.
+    That of the merged model also reads whether its class is the expected one, and its own confidence.
     """
-    logits = verifier.logits(features)
-    merged = platt(np.column_stack([logits[:, 0], features[:, -1]]), right[:, 0])
+    logits, right = verifier.logits(seen.features), seen.right
+    expected = verifier.expected(seen.features, seen.answers)
+    merged = platt(np.column_stack([logits[:, 0], expected, seen.features[:, -1]]), right[:, 0])
     experts = [platt(logits[:, [model]], right[:, model]) for model in range(1, right.shape[1])]
-    rows = [merged, *(np.array([slope, 0.0, intercept]) for slope, intercept in experts)]
+    rows = [merged, *(np.array([slope, 0.0, 0.0, intercept]) for slope, intercept in experts)]
     return replace(verifier, calibration=np.stack(rows))
 
 
