@@ -104,3 +104,18 @@ def test_a_mean_by_weights_of_zero_adds_nothing():
     assert rule["scaling"] == 1
     found = imported(text % "[1, 0]")
     assert any("in some blocks" in f.why for f in found.findings if f.is_lost)
+
+
+def test_sums_of_gradients_are_looked_at_block_by_block():
+    for method, numbers in (
+        ("breadcrumbs", "density: [0.5, 0.9], gamma: [0.5, 0.1]"),
+        ("della", "density: [0.3, 0.8], epsilon: [0.25, 0.15]"),
+    ):
+        text = models_of(method, "a 1", base="o", rest=f"parameters: {{{numbers}}}\n")
+        recipe_of(text)
+        assert imported(text.replace("0.1", "0.2")).recipe is None, method
+
+
+def test_ranges_of_layers_may_be_texts_and_floats():
+    text = OWN_BASE.replace("[0, 4]", "['0', 4.0]")
+    assert recipe_of(text) == recipe_of(OWN_BASE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked
 from hub_magmax.recipe.importing.mergekit_methods import MERGEKIT_METHODS, PARAMETERS, MergekitMethod, readers
-from hub_magmax.recipe.importing.parameters import Level, Setting, read_setting
+from hub_magmax.recipe.importing.parameters import Level, Setting, as_number, read_setting
 from hub_magmax.recipe.importing.references import Reference, read_reference
 from hub_magmax.text import listed, nearest, shown
 
@@ -230,9 +230,10 @@ class _Reader:
         return Input(reference, entry, (own, *levels), blocks, blocks_at, is_base)
 
     def _blocks(self, at: Marked) -> tuple[int, int] | None:
-        found = [item.value for item in at.items or ()]
-        if len(found) == 2 and all(isinstance(n, int) and not isinstance(n, bool) for n in found):
-            return (found[0], found[1]) if 0 <= found[0] < found[1] else None
+        found = [as_number(item.value) for item in at.items or ()]
+        if len(found) == 2 and all(number is not None and number == int(number) for number in found):
+            first, end = (int(number or 0) for number in found)
+            return (first, end) if 0 <= first < end else None
         return None
 
     def _reference(self, key: str, entry: Marked) -> Reference | None:

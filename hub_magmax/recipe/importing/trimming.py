@@ -7,7 +7,7 @@ from typing import Any
 
 from hub_magmax.recipe.importing.counterparts import ONE, SUM_OF_ZERO, ZERO, Counterpart, by_task, shares
 from hub_magmax.recipe.importing.findings import Verdict
-from hub_magmax.recipe.importing.parameters import Value, constant_sum
+from hub_magmax.recipe.importing.parameters import Value, constant_sum, sums_of
 from hub_magmax.recipe.importing.readings import Readings
 
 #: Names of methods that are called otherwise here.
@@ -97,8 +97,8 @@ def _check_epsilon(read: Readings, density: Value, epsilon: Value) -> None:
     """Raise where probabilities would leave the range between 0 and 1, which mergekit refuses."""
     if density == ONE:
         return
-    most, is_low = max(epsilon.points), min(epsilon.points) < 0
-    if is_low or min(density.points) <= most or max(density.points) >= 1 - most:
+    lows, highs = sums_of((density, epsilon.times(-1))), sums_of((density, epsilon))
+    if min(epsilon.points) < 0 or min(lows) <= 0 or max(highs) >= 1:
         why = "density - epsilon is above 0, and density + epsilon below 1, also in mergekit"
         raise read.lost(why, *(read.places_of_each("epsilon") or read.places_of_each("density")))
 
@@ -121,7 +121,7 @@ def _outliers(read: Readings, gamma: Value, density: Value) -> Value:
     """Return gamma; none where all is kept, and then mergekit drops no outliers either."""
     if density == ONE:
         return ZERO
-    if max(gamma.points) + max(density.points) <= 1 and min(gamma.points) >= 0:
+    if max(sums_of((gamma, density))) <= 1 and min(gamma.points) >= 0:
         return gamma
     why = "gamma is from 0 to what density leaves; beyond that mergekit shortens it, by numbers of elements"
     raise read.lost(why, *read.places_of_each("gamma"))
