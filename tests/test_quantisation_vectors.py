@@ -1,14 +1,20 @@
 """Quantisation vectors: what a donor's rounding-aware training adds to another model, end to end."""
 
 import json
+import re
+import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import hub_magmax as hm
 from hub_magmax.analysis.comparing import comparable, compare
+from hub_magmax.cli import main
 from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.gptq import rounded_by_gptq
 from hub_magmax.evaluation.quantizing import rounded
@@ -158,3 +164,24 @@ def test_roundings_that_lack_something_are_refused(folder, changes, told):
     spec = {"evaluator": "text-classification", "tasks": {"b": {"dataset": "./report.jsonl"}}}
     with pytest.raises(RecipeError, match=f"(?s){told}"):
         vector_recipe(folder, evaluation=spec | changes)
+
+
+def test_the_page_runs(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "quantisation.md").read_text(encoding="utf-8")
+    donor, patch, chosen = re.findall(r"^```yaml\n(.*?)^```$", page, re.M | re.S)
+    (commands,) = re.findall(r"^```console\n(.*?)^```$", page, re.M | re.S)
+    for name, place in {"base": "base", "animals": "b", "animals-int3": "b-int3"}.items():
+        shutil.copytree(folder / place, tmp_path / name)
+    files = {"flowers": "a", "animals-train": "tune", "animals-test": "report", "animals-tune": "tune"}
+    for name, place in files.items():
+        shutil.copy(folder / f"{place}.jsonl", f"{name}.jsonl")
+    Path("donor.yaml").write_text(donor)
+    Path("patch.yaml").write_text(patch)
+    for line in commands.splitlines():
+        done = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert done.exit_code == 0, (line, done.stderr)
+    assert "## Rounded weights" in Path("patched/README.md").read_text(encoding="utf-8")
+    Path("tuned.yaml").write_text(patch + chosen)
+    done = CliRunner().invoke(main, ["lock", "tuned.yaml", "--set", "method.scaling=auto"])
+    assert done.exit_code == 0 and "auto chose average" in done.stderr, done.stderr
