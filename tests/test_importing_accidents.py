@@ -22,6 +22,10 @@ def test_the_one_base_model_of_all_slices_beats_that_at_the_top():
     values = recipe_of(OWN_BASE)
     assert values["base_model"] == "a" and [task["model"] for task in values["tasks"]] == ["o"]
     assert values["output"]["files_from"] == "o"  # mergekit copies config and tokenizer from there
+    method, _, *slices, parameters = OWN_BASE.splitlines()
+    lines = [method, "modules:", "  default:", *(f"    {line}" for line in slices), parameters]
+    in_module = recipe_of("\n".join(lines))
+    assert in_module["base_model"] == "a" and in_module["preference"] == values["preference"]
     shared = recipe_of(OWN_BASE.replace("- base_model: a\n  sources", "- sources"))
     assert shared["base_model"] == "o" and "files_from" not in shared["output"]
 

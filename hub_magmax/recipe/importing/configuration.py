@@ -141,7 +141,9 @@ class _Reader:
         self._notes.lose(method, f"{text}; {hint}" if hint else text)
 
     def _has_own_bases(self) -> bool:
-        slices = self._top.get("slices")
+        modules = self._top.get("modules")
+        holder = (modules.get("default") if modules else None) or self._top
+        slices = holder.get("slices")
         parts = slices.items if slices and slices.items else ()
         return bool(parts) and all(part.get("base_model") for part in parts)
 
