@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hub_magmax import registry
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.execution import merge
 from hub_magmax.merging.tensors import merge_tensors, tensor_rule
 from hub_magmax.methods.chunks import ArrayChunks
+from hub_magmax.options import locked_options
 from hub_magmax.pipeline import plan
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import SHAPES, write_recipe
@@ -132,6 +134,8 @@ def test_half_way_to_a_vector_of_zeros(zeros, left):
     found = merge_tensors(vectors, method="nuslerp", zeros=zeros)
     torch.testing.assert_close(found, left * vectors[0])
     assert not merge_tensors(0 * vectors, method="nuslerp", zeros=zeros).any()
+    # Locks from before there was this option stay what they were.
+    assert ("zeros" in locked_options(registry.METHODS.get("nuslerp"), {"zeros": zeros})) == (zeros != "line")
 
 
 @pytest.mark.parametrize("t", [0.1, 0.5, 0.8])

@@ -12,6 +12,7 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.methods.geometry import Each, Of, Zeros
 from hub_magmax.methods.registry import merge_method, preferred
 from hub_magmax.methods.rules import Rule, weighted_rule
+from hub_magmax.options import AddedLater
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,7 +95,7 @@ def nuslerp(
     shape: tuple[int, ...],
     of: Of = "task_vectors",
     each: Each = "tensor",
-    zeros: Zeros = "line",
+    zeros: Annotated[Zeros, AddedLater()] = "line",
 ) -> Rule:
     """Go from one task to another along the arc between their task vectors, or between their models.
 
