@@ -257,7 +257,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 def test_help_lists_every_verb():
     _, out, _ = call("--help")
-    verbs = re.findall(r"^  ([a-z]+) ", out.split("Commands:")[1], flags=re.MULTILINE)
+    verbs = re.findall(r"^  ([a-z-]+) ", out.split("Commands:")[1], flags=re.MULTILINE)
     assert verbs == sorted(VERBS)
 
 
@@ -330,7 +330,7 @@ def test_help_answers_in_a_real_process():
     done = subprocess.run(
         [sys.executable, "-m", "hub_magmax", "--help"], check=True, capture_output=True, text=True
     )
-    assert "Start with `quickstart`" in done.stdout
+    assert "try `quickstart`" in done.stdout
     assert time.perf_counter() - started < 10  # a hang, not a benchmark: benchmarks/ measures the half second
 
 
@@ -347,7 +347,7 @@ def test_the_verb_of_the_docs_is_a_file_and_a_line_of_the_table(family, monkeypa
     exec(compile(code, "contributing.md", "exec"), vars(module))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(VERBS, "sizes", "sizes")
-    assert "sizes       Show the bytes of each file of weights in FOLDER." in call("--help")[1]
+    assert "sizes          Show the bytes of each file of weights in FOLDER." in call("--help")[1]
     call("merge", write_recipe(family))
     code, out, _ = call("sizes", family / "merged", "--json")
     weights = family / "merged" / "model.safetensors"

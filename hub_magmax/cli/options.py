@@ -249,6 +249,54 @@ def decoding_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
     return _folding(function, "how", DecodingOptions)
 
 
+@dataclass(frozen=True)
+class ChainOptions:
+    """How chains of a language model are made; None where the command line says nothing."""
+
+    layer: float | None
+    position: int | None
+    grafts: str | None
+    answer: str | None
+    max_new_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+
+    def given(self) -> dict[str, Any]:
+        """Return the values that the command line states, by attribute of `chains.ChainProtocol`."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        if self.grafts is not None:
+            values["grafts"] = tuple(kind.strip() for kind in self.grafts.split(","))
+        return values
+
+
+class _Layer(click.ParamType):  # type: ignore[type-arg]  # generic in later versions of click only
+    """A whole number, or a share with a point in it."""
+
+    name = "layer"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return float(value) if "." in str(value) else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number of a layer, such as 26, nor a share, such as 0.75")
+
+
+def chain_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """Add options of sampled and deterministic chains; the function gets them as `how`, a `ChainOptions`."""
+    answer = "line: an answer's first line (default); final: its last number or mark."
+    for option in (
+        click.option("--top-p", type=float, help="Of sampled chains; 0.9."),
+        click.option("--temperature", type=float, help="Of sampled chains; 0.7."),
+        click.option("--max-new-tokens", type=int, help="Where an answer ends; 32."),
+        click.option("--answer", help=answer),
+        click.option("--grafts", metavar="KIND,...", help="Kinds, in place of all but gaussian."),
+        click.option("--position", type=int, help="Token of the prompt, -1 the last."),
+        click.option("--layer", type=_Layer(), help="Block, such as 26, or share of the depth; 0.75."),
+    ):
+        function = option(function)
+    return _folding(function, "how", ChainOptions)
+
+
 def _folding(function: Any, name: str, kind: type) -> Callable[..., Answer]:
     function.folded = {**getattr(function, "folded", {}), name: kind}
     return function  # type: ignore[no-any-return]
