@@ -5,12 +5,14 @@ import json
 import pytest
 from datasets import Dataset
 
+from hub_magmax.evaluation.shared_examples import num_shared, read_digests
 from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.values import Data
 from hub_magmax.training.overlap import tell_shared
 from tests.learners import training_recipe
 
 
-def told(folder, trained, others=None):
+def told(folder, trained, others=None, **keys):
     """Return what is told where `a` and `b` are evaluated on two texts and three."""
     rows = {"a": ["one", "two"], "b": ["three", "four", "five"]}
     for task, texts in rows.items():
@@ -18,7 +20,8 @@ def told(folder, trained, others=None):
         (folder / f"{task}.jsonl").write_text("\n".join(lines))
     lines = []
     recipe = parse_recipe(training_recipe() | (others or {}), folder=folder)
-    tell_shared(recipe, [Dataset.from_list(rows) for rows in trained], lines.append)
+    data = Data(dataset="./trained.jsonl", **keys)
+    tell_shared(recipe, [(data, Dataset.from_list(rows)) for rows in trained], lines.append)
     return lines
 
 
@@ -33,8 +36,8 @@ def row(text, label="good", **others):
         ([[row("six"), row("one")], [row("two"), row("one")]], {"a": "2 of 2 examples"}),
         ([[row("one", "bad")]], {}),  # with another label it is another example
         ([[row("one", source="x"), row("four")]], {"a": "1 of 2 examples", "b": "1 of 3 examples"}),
-        ([[row("one", id="another")]], {}),  # by all columns that both have
-        ([[{"words": "one"}]], {}),
+        ([[row("one", id="another")]], {"a": "1 of 2 examples"}),  # the evaluator reads no such column
+        ([[{"words": "one", "label": "good"}]], {}),
     ],
 )
 def test_evaluated_examples_that_are_trained_on_are_told(tmp_path, trained, shared):
@@ -42,6 +45,19 @@ def test_evaluated_examples_that_are_trained_on_are_told(tmp_path, trained, shar
     assert len(found) == len(shared)
     for line, (task, number) in zip(found, shared.items(), strict=True):
         assert line.startswith(f"note: {number} of evaluation.tasks.{task} are training examples too")
+
+
+def test_columns_may_have_other_names(tmp_path):
+    trained = [[{"words": "one", "class": "good", "text": "two", "label": "good"}]]
+    [line] = told(tmp_path, trained, input_column="words", label_column="class")
+    assert line.startswith("note: 1 of 2 examples of evaluation.tasks.a")
+
+
+def test_an_evaluator_that_does_not_say_what_it_reads_takes_all_columns():
+    rows = Dataset.from_dict({"text": ["one", "one", "two"], "id": [1, 2, 1]})
+    others = Dataset.from_dict({"id": [1], "text": ["one"]})
+    own, known = (read_digests(object(), Data(dataset="./x.jsonl"), found) for found in (rows, others))
+    assert num_shared(own, known) == 1
 
 
 def test_the_reported_examples_of_a_comparison_count_too(tmp_path):

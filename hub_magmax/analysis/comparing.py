@@ -18,7 +18,7 @@ from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
 from hub_magmax.evaluation.scoring import counted
-from hub_magmax.evaluation.shared_examples import num_shared
+from hub_magmax.evaluation.shared_examples import num_shared, read_digests
 from hub_magmax.evaluation.tables import Cell, Format, Measured, Shown, Table, Tabular
 from hub_magmax.files import named_after, write_text
 from hub_magmax.recipe.arguments import opened
@@ -262,8 +262,10 @@ def _check_apart(scorer: CandidateScorer, chosen_by: Data, reported: Data) -> No
     if brings_data(scorer.evaluator):
         shared = num_examples = 1
     else:
-        examples = scorer.examples(reported)
-        num_examples, shared = len(examples), num_shared(examples, scorer.examples(chosen_by))
+        own, others = (
+            read_digests(scorer.evaluator, data, scorer.examples(data)) for data in (reported, chosen_by)
+        )
+        num_examples, shared = len(own), num_shared(own, others)
     if 10 * shared > num_examples:
         raise EvaluationError(
             f"{shared} of {num_examples} examples are those of compare.tune, so the reported scores would be "

@@ -168,7 +168,9 @@ class _TaskTrainer:
         aside = [self.examples(kept.data)] if kept and missing else []
         rows = {name: [self.examples(self.spec.data[name]), *aside] for name in names}
         steps = {name: self._step_examples(name, rows[name]) for name in names}
-        tell_shared(self.recipe, [own for own, *_ in rows.values()] + aside, self.report)
+        read = [(self.spec.data[name], rows[name][0]) for name in names]
+        read += [(kept.data, found) for found in aside] if kept else []
+        tell_shared(self.recipe, read, self.report)
         return tuple(
             self.train(task, rows[task.name], steps[task.name], measuring)
             if task.name in missing
