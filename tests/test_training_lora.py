@@ -7,15 +7,26 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import hub_magmax as hm
+from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import MissingDependencyError, RecipeError
+from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.files import code_digest
 from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.training import Lora
 from hub_magmax.training.adapters import add_adapter
 from tests.families import recipe_values
 from tests.learners import TEXTS, Stopped, stop, stopping, training_recipe, write_learner
+from tests.test_checkpoints_links import into_store
 from tests.tiny_llama import tokenizer
 
 peft = pytest.importorskip("peft", reason="the package peft is not installed")
@@ -130,10 +141,6 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(trained, folder, after):
 
 
 def test_without_targets_all_linear_layers_but_the_head_are_trained(learner):
-    from hub_magmax.checkpoints.locations import ModelPlace
-    from hub_magmax.evaluation.evaluators.loading import load_model
-    from hub_magmax.recipe.training import Lora
-
     place = ModelPlace(str(learner / "base"))
     model = load_model(place, "AutoModelForSequenceClassification", "AutoTokenizer", "a test")
     linear = {name for name, one in model.network.named_modules() if isinstance(one, torch.nn.Linear)}
@@ -142,6 +149,24 @@ def test_without_targets_all_linear_layers_but_the_head_are_trained(learner):
     assert adapter.config["lora_alpha"] == 2 and len(adapter.weights) == 2 * (len(linear) - 1)
     trained = {name for name, one in model.network.named_parameters() if one.requires_grad}
     assert all("lora_" in name for name in trained) and len(trained) == len(adapter.weights)
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_head_inside_of_the_body_is_not_trained(is_tied):
+    """That of T5, whose network is its own body."""
+    config = T5Config(
+        vocab_size=8, d_model=4, d_kv=2, d_ff=4, num_layers=1, num_heads=2, tie_word_embeddings=is_tied
+    )
+    model = LoadedModel(T5ForConditionalGeneration(config), None, "a test")
+    adapter = add_adapter(model, "AutoModelForSeq2SeqLM", Lora(rank=2), 0)
+    layers = {name.rpartition(".")[2] for name in adapter.config["target_modules"]}
+    assert layers == {"q", "k", "v", "o", "wi", "wo"}
+
+
+def test_checkpoints_behind_links_are_trained_and_scored(folder):
+    into_store(folder / "base", folder / "store")
+    made = hm.finetune(recipe(folder, {"steps": 1}, trusted_links=["./store"]))
+    assert [*made.forgetting.scores["b"]] == ["a", "b"]
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

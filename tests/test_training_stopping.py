@@ -1,6 +1,7 @@
 """Early stop: which examples are held out, when training ends, with which weights, resumed to the byte."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -16,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import hub_magmax as hm
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.cli import main
-from hub_magmax.errors import OutputError, RecipeError
+from hub_magmax.errors import NonFiniteError, OutputError, RecipeError
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.files import code_digest
@@ -25,6 +26,7 @@ from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.training import HeldOut
 from hub_magmax.training.order import Mixture
 from hub_magmax.training.record import read_record
+from hub_magmax.training.states import TrainingFolder
 from hub_magmax.training.step_examples import HeldOutExamples, StepExamples, held_apart
 from hub_magmax.training.stopping import Watch, held_out_loss, trained_weights
 from tests.families import yaml_text
@@ -96,6 +98,13 @@ def test_patience_by_hand():
     watch.restore()
     assert network.weight.item() == 40
     assert watch.to_dict()["loss"][:2] == [[10, 0.9], [20, 0.5]]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_held_out_loss_that_is_not_finite_is_refused(loss):
+    watch = Watch(HeldOut(share=0.5, every=10), nn.Linear(1, 1), lambda: loss)
+    with pytest.raises(NonFiniteError, match=f"the held-out loss is {loss} in step 10.*learning_rate"):
+        watch.stops(10, 200)
 
 
 def test_buffers_that_are_saved_are_part_of_the_weights():
@@ -174,6 +183,12 @@ def test_a_damaged_state_is_told_with_what_helps(learner, tmp_path, name):
         finetune(here, changes)
     shutil.rmtree(here / "a.training")
     assert finetune(here, changes).tasks[0].is_new
+
+
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+def test_memory_that_runs_out_is_no_damage(tmp_path, error):
+    with pytest.raises(error), TrainingFolder(tmp_path / "a").readable(tmp_path / "state"):
+        raise error
 
 
 class Gathering(Processes):

@@ -147,6 +147,7 @@ def _layers(model: LoadedModel, globs: Sequence[str]) -> dict[str, nn.Module]:
     linear = _linear(model.network)
     if not globs:
         body = {id(one) for one in model.network.base_model.modules()}
+        body.discard(id(model.network.get_output_embeddings()))  # which T5 has in its body
         chosen = {name for name, one in linear.items() if id(one) in body}
     else:
         chosen = set().union(*(_matched(model, linear, index, glob) for index, glob in enumerate(globs)))

@@ -178,7 +178,8 @@ class Measuring:
         if not is_adapter:
             return load_model(place, self.evaluator.model_class, self.evaluator.processor_class, "scoring")
         # A recipe of this adapter alone, so that it is placed and added as in the merge.
-        values: dict[str, Any] = {"base_model": self.recipe.base_model, "schema": 1}
+        kept = {"schema_version", "base_model", "trusted_links"}
+        values = self.recipe.model_dump(mode="json", by_alias=True, include=kept)
         values["tasks"] = [{"name": task.name, "model": place.name, "base": task.base}]
         values["method"] = {"name": "task_arithmetic", "scaling": 1.0}
         recipe = parse_recipe(values, folder=self.recipe.folder)

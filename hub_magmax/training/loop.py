@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import get_scheduler
 
-from hub_magmax.errors import NonFiniteError, RecipeError
+from hub_magmax.errors import RecipeError
 from hub_magmax.evaluation.evaluators import Evaluator
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.quantizing import straight_through
@@ -31,7 +30,7 @@ from hub_magmax.text import Report, nearest
 from hub_magmax.training.order import seed_of
 from hub_magmax.training.states import TrainingFolder
 from hub_magmax.training.step_examples import StepExamples
-from hub_magmax.training.stopping import Watch, held_out_loss, set_weights, trained_weights
+from hub_magmax.training.stopping import Watch, finite, held_out_loss, set_weights, trained_weights
 
 #: Lines about the loss in one task's training.
 NUM_REPORTS = 10
@@ -278,7 +277,7 @@ def fit(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(_finite(accelerator.reduce(loss.detach(), "mean").item(), step))
+        losses.append(finite(accelerator.reduce(loss.detach(), "mean").item(), step + 1))
         advance(1)
         _tell(losses, num_steps, report)
         if states and states.ends(accelerator, losses, num_steps):
@@ -296,17 +295,6 @@ def _accelerator(optimization: Optimization) -> Accelerator:
     return Accelerator(
         cpu=not torch.cuda.is_available(), step_scheduler_with_optimizer=False, kwargs_handlers=[kwargs]
     )
-
-
-def _finite(loss: float, step: int) -> float:
-    if not math.isfinite(loss):
-        raise NonFiniteError(
-            f"the loss is {loss} in step {step + 1:,}",
-            where="training",
-            expected="a finite loss",
-            hint="Lower training.learning_rate, or clip gradients by training.clip_norm.",
-        )
-    return loss
 
 
 def _tell_resumed(

@@ -93,9 +93,11 @@ class TrainingFolder:
     @contextmanager
     def readable(self, state: Path) -> Iterator[None]:
         """Turn an error of reading a state into OutputError: it is damaged, or of another version."""
+        import torch
+
         try:
             yield
-        except MemoryError:
+        except (MemoryError, torch.OutOfMemoryError):  # the latter is a RuntimeError
             raise
         except Exception as error:  # of any library that wrote a part of it
             told = " ".join(str(error).split())[:200]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,11 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hub_magmax.errors import NonFiniteError
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.training import HeldOut
 from hub_magmax.text import Report
 from hub_magmax.training.step_examples import StepExamples
+
+
+def finite(loss: float, step: int, kind: str = "loss") -> float:
+    """Return a loss; raise NonFiniteError where it is none."""
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the {kind} is {loss} in step {step:,}",
+            where="training",
+            expected="a finite loss",
+            hint="Lower training.learning_rate, or clip gradients by training.clip_norm.",
+        )
+    return loss
 
 
 def held_out_loss(
@@ -83,7 +97,7 @@ class Watch:
         """Measure the loss after so many of all steps, if that is due, and say whether training stops."""
         if done % self.spec.every and done != num_steps:
             return False
-        self.losses[done] = loss = self.loss()
+        self.losses[done] = loss = finite(self.loss(), done, "held-out loss")
         least = self.best_step
         if least == done:
             found = trained_weights(self.network)
