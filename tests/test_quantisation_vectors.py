@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import hub_magmax as hm
 from hub_magmax.analysis.comparing import comparable, compare
 from hub_magmax.cli import main
-from hub_magmax.errors import RecipeError
+from hub_magmax.errors import EvaluationError, RecipeError
 from hub_magmax.evaluation.gptq import rounded_by_gptq
 from hub_magmax.evaluation.quantizing import rounded
 from hub_magmax.pipeline import lock
@@ -41,6 +41,9 @@ def folder(tmp_path_factory):
         lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
         (found / f"{name}.jsonl").write_text("\n".join(lines))
     return found
+
+
+TEXT_PROMPT = {"dataset": "./tune.jsonl", "prompt_column": "text"}
 
 
 def vector_recipe(folder, scaling=1.0, output="merged", **changes):
@@ -157,6 +160,14 @@ def test_all_models_are_scored_rounded_and_shown_together(folder, monkeypatch, t
         ({"quantized": ["int3-gptq"]}, "GPTQ needs examples.*write calibration"),
         ({"quantized": ["int3"], "calibration": {"dataset": "./tune.jsonl"}}, "nothing is rounded by it"),
         ({"quantized_models": "all"}, "nothing is rounded by it"),
+        (
+            {"quantized": ["int3-gptq"], "calibration": TEXT_PROMPT},
+            "evaluation.calibration.prompt_column.*has no prompts",
+        ),
+        (
+            {"evaluator": "lm-eval", "quantized": ["int3-gptq"], "calibration": {"dataset": "./tune.jsonl"}},
+            "lm-eval brings its own examples.*round to the nearest",
+        ),
         ({"quantized": ["int3-awq"]}, "'int3-awq' is no rounding; write int2 to int8"),
     ],
 )
@@ -164,6 +175,21 @@ def test_roundings_that_lack_something_are_refused(folder, changes, told):
     spec = {"evaluator": "text-classification", "tasks": {"b": {"dataset": "./report.jsonl"}}}
     with pytest.raises(RecipeError, match=f"(?s){told}"):
         vector_recipe(folder, evaluation=spec | changes)
+
+
+def test_prompts_of_a_router_s_examples_are_refused_too(folder):
+    with pytest.raises(RecipeError, match=r"routing.tasks.b.prompt_column.*has no prompts"):
+        vector_recipe(folder, routing={"tasks": {"b": TEXT_PROMPT}})
+
+
+def test_examples_for_gptq_are_looked_at_before_the_merge(folder):
+    spec = {"evaluator": "text-classification", "tasks": {"b": {"dataset": "./report.jsonl"}}}
+    spec |= {"quantized": ["int3-gptq"], "calibration": {"dataset": "./tune.jsonl", "input_column": "texts"}}
+    recipe = vector_recipe(folder, output="unmerged", evaluation=spec)
+    with pytest.raises(EvaluationError, match="no column 'texts'") as found:
+        hm.run(recipe)
+    assert found.value.problems[0].key == ("evaluation", "calibration", "input_column")
+    assert not (folder / "unmerged").exists()
 
 
 def test_the_page_runs(folder, tmp_path, monkeypatch):

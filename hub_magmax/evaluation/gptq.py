@@ -43,7 +43,7 @@ def rounded_by_gptq(network: Module, bits: int, run: Callable[[Any], object]) ->
     layers = rounded_layers(shrunk)
     linear = {name: turned for name, _, turned in linear_layers(shrunk) if name in layers}
     with torch.no_grad():
-        for name in layers.keys() - linear.keys():
+        for name in (name for name in layers if name not in linear):
             round_layer(layers[name], bits)
         for group in _groups(linear):
             sums = _moments(shrunk, {name: layers[name] for name in group}, run)

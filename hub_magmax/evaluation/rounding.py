@@ -58,7 +58,7 @@ class Rounding:
 
     @classmethod
     def find(cls, recipe: Recipe, lock: Lock, evaluator: Evaluator) -> Rounding:
-        """Load the examples for GPTQ, if it is asked for.
+        """Load the examples for GPTQ, if it is asked for; called before a merge too.
 
         Raises:
             RecipeError: If the evaluator brings its own examples.

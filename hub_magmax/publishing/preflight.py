@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from hub_magmax.errors import HubMagmaxError, OutputError, PublishError, SourceError
 from hub_magmax.evaluation.data import with_kept_data
+from hub_magmax.evaluation.evaluators import evaluator_of
 from hub_magmax.evaluation.needs import check_download_room, check_fits, check_inputs, evaluation_needs
+from hub_magmax.evaluation.rounding import Rounding
 from hub_magmax.evaluation.scoring import load_evaluation_data
 from hub_magmax.files import check_folder, existing_parent, from_here, os_errors
 from hub_magmax.hub import hub_api, retry
@@ -191,7 +193,10 @@ def _check_device(plan: Plan) -> str:
 
 
 def _check_data(plan: Plan) -> str:
-    examples = load_evaluation_data(plan.recipe, with_kept_data(plan.lock, plan.recipe.output_path))
+    lock = with_kept_data(plan.lock, plan.recipe.output_path)
+    examples = load_evaluation_data(plan.recipe, lock)
+    if plan.recipe.evaluation is not None:
+        Rounding.find(plan.recipe, lock, evaluator_of(plan.recipe.evaluation))
     check_inputs(plan.recipe, plan.lock, examples)
     return f"examples of {', '.join(examples)} are there"
 

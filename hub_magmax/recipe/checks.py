@@ -349,7 +349,7 @@ _CHECKS: Mapping[Callable[[Recipe], Iterator[Problem]], frozenset[str]] = {
     adapter_problems: frozenset({"output", "method", "compare", "token_rows", "tokenizer"}),
     _tokenizer_problems: frozenset({"tasks", "tokenizer"}),
     guard_problems: frozenset({"tasks", "evaluation"}),
-    prompt_problems: frozenset({"evaluation"}),
+    prompt_problems: frozenset({"evaluation", "routing"}),
     rounding_problems: frozenset({"evaluation"}),
     routing_problems: frozenset({"tasks", "evaluation", "routing"}),
     training_problems: frozenset({"tasks", "training", "evaluation"}),

@@ -26,6 +26,10 @@ def rounding_problems(recipe: Recipe) -> Iterator[Problem]:
     if spec.needs_calibration and spec.calibration is None:
         text, hint = "GPTQ needs examples, whose labels play no part", "write calibration: {dataset: ...}"
         yield conflict(("evaluation", "quantized"), text, hint)
+    if spec.needs_calibration and _has(spec.evaluator.name, "brings_data"):
+        text = f"{spec.evaluator.name} brings its own examples, and GPTQ needs those of calibration"
+        hint = "round to the nearest, such as int4, or name another evaluator"
+        yield conflict(("evaluation", "quantized"), text, hint)
     unused = [] if spec.quantized else ["quantized_models"]
     unused += [] if spec.needs_calibration else ["calibration"]
     for key in unused:
@@ -36,11 +40,18 @@ def rounding_problems(recipe: Recipe) -> Iterator[Problem]:
 
 def prompt_problems(recipe: Recipe) -> Iterator[Problem]:
     """Yield keys of prompts where the evaluator has none: they would be left out in silence."""
-    if recipe.evaluation is None:
+    spec = recipe.evaluation
+    if spec is None:
         return
-    for part, found in (("tasks", recipe.evaluation.tasks), ("guard", recipe.evaluation.guard)):
-        for task, data in found.items():
-            yield from unread_prompts(recipe.evaluation.evaluator.name, ("evaluation", part, task), data)
+    read: dict[KeyPath, Data] = {}
+    read |= {("evaluation", "tasks", task): data for task, data in spec.tasks.items()}
+    read |= {("evaluation", "guard", name): data for name, data in spec.guard.items()}
+    if spec.calibration is not None:
+        read["evaluation", "calibration"] = spec.calibration
+    if recipe.routing is not None:
+        read |= {("routing", "tasks", task): data for task, data in recipe.routing.tasks.items()}
+    for path, data in read.items():
+        yield from unread_prompts(spec.evaluator.name, path, data)
 
 
 def routing_problems(recipe: Recipe) -> Iterator[Problem]:
@@ -65,7 +76,7 @@ def unread_prompts(evaluator: str, path: KeyPath, data: Data) -> Iterator[Proble
         path: Of the data.
         data: Names the examples.
     """
-    if not EVALUATORS.knows(evaluator) or getattr(EVALUATORS.get(evaluator).make, "has_prompts", False):
+    if not EVALUATORS.knows(evaluator) or _has(evaluator, "has_prompts"):
         return
     for key in data.prompt_keys:
         yield conflict(
@@ -73,3 +84,8 @@ def unread_prompts(evaluator: str, path: KeyPath, data: Data) -> Iterator[Proble
             f"the evaluator {evaluator} has no prompts",
             "leave the key out, or choose another evaluator",
         )
+
+
+def _has(evaluator: str, property: str) -> bool:
+    """Say whether all evaluators of a name have a property; false of unknown ones."""
+    return EVALUATORS.knows(evaluator) and bool(getattr(EVALUATORS.get(evaluator).make, property, False))

@@ -16,10 +16,9 @@ class Evaluation(Spec):
 
     `quantized` scores the merged model again on weights rounded to fewer bits; with `quantized_models: all`
     the base model and the tasks' checkpoints on their own tasks too. `int3-gptq` rounds by GPTQ, by the
-    examples of `calibration`. `guard` names examples on
-    which the merged model may score at most `margin` less than the base model. `device_map` spreads each
-    model over the devices of this machine, as accelerate does. `cells: own` scores each task's checkpoint on
-    its own task only, by default on all.
+    examples of `calibration`. `guard` names examples on which the merged model may score at most `margin`
+    less than the base model. `device_map` spreads each model over the devices of this machine, as accelerate
+    does. `cells: own` scores each task's checkpoint on its own task only, by default on all.
     """
 
     evaluator: EvaluatorChoice = EvaluatorChoice()
