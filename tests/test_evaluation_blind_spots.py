@@ -25,7 +25,7 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import read_lock
-from hub_magmax.reporting.card_file import write_stored_card
+from hub_magmax.reporting.card_file import stored_card, write_stored_card
 from tests.families import yaml_text
 from tests.test_cli import call
 from tests.tiny_llama import write_llama_family
@@ -124,9 +124,11 @@ def test_as_many_leave_what_is_sampled_by_chance_as_fresh_samples_solve():
 
 
 def test_results_are_stored_and_read(tmp_path):
-    found = BlindSpots((reached(),), ChainProtocol(grafts=("zero", "mean")), "sha256:1")
-    path = write_blind_spots(found, tmp_path / "blind_spots.json")
-    assert read_blind_spots(path) == found
+    for layer in (1.0, 1):  # all of the depth, and a block
+        found = BlindSpots((reached(),), ChainProtocol(layer, grafts=("zero", "mean")), "sha256:1")
+        path = write_blind_spots(found, tmp_path / "blind_spots.json")
+        assert read_blind_spots(path) == found
+        assert type(read_blind_spots(path).protocol.layer) is type(layer)
     path.write_text(path.read_text().replace("-010", "-01"))
     with pytest.raises(EvaluationError, match="does not hold blind spots"):
         read_blind_spots(path)
@@ -164,6 +166,13 @@ def test_the_verb_measures_writes_and_puts_it_on_the_card(family, monkeypatch):
     card = (recipe.output_path / "README.md").read_text()
     section = card.split("## What samples never solve\n")[1].split("\n## ")[0]
     assert "fresh R\\_3" in section and "now grafts alone" in section
+    assert recipe.evaluation is not None
+    evaluation = recipe.evaluation.model_copy(update={"tasks": {"a": recipe.evaluation.tasks["a"]}})
+    locked = read_lock(recipe.output_path / "recipe.lock.json")
+    for asked in (evaluation, None):
+        other = write_stored_card(recipe.model_copy(update={"evaluation": asked}), locked)
+        assert "## What samples never solve\n" not in other.read_text()
+    assert "## What samples never solve\n" in stored_card(recipe.output_path, "me/answers")
     protocol = replace(spots.protocol, batch_size=1)
     again = hm.blindspots(recipe, lock(recipe), recipe.output_path, protocol=protocol)
     assert again.reached == spots.reached

@@ -142,6 +142,23 @@ def test_the_state_before_a_block_that_adds_nothing_is_the_state_itself(words, i
     assert greedy == previous != zero
 
 
+def test_what_a_model_prefers_is_left_aside_but_its_last_token(words, items):
+    model = decoder("llama", words)
+    runner = ChainRunner(model, PROTOCOL)
+    block, rows = (
+        model.network.model.layers[1],
+        [(item, chain) for item in items[:2] for chain in ("greedy", 0)],
+    )
+    before = runner.texts(block, rows)
+    written = words(before[0])["input_ids"]
+    own = model.network.generation_config
+    own.update(repetition_penalty=50.0, min_new_tokens=4, suppress_tokens=written, no_repeat_ngram_size=1)
+    assert runner.texts(block, rows) == before
+    assert model.network.generation_config is own
+    own.eos_token_id = written
+    assert runner.texts(block, rows)[0] != before[0]
+
+
 def test_tokens_are_drawn_among_the_likeliest_ones():
     logits = torch.tensor([[0.2, 0.5, 0.3]]).log().expand(4, 3)
     numbers = torch.tensor([0.0, 0.62, 0.63, 0.999])
@@ -267,6 +284,17 @@ def test_prompts_that_do_not_fit_are_named(llama, items):
         ("The answer is: $5.", "5", "final", True),
         ("it takes 3 days", "5 * 1 = 5\n#### 5", "final", False),
         ("no number", "no number", "final", True),
+        (".5", "5", "line", False),
+        ("'.5.'", "0.5", "line", True),
+        ("... 5.", "5", "line", True),
+        ("...5", "5", "line", True),
+        ("...Paris", "paris", "line", True),
+        ("it is -.5", "-0.5", "final", True),
+        ("in 3.4.5", "5", "final", True),
+        ("see fig.5", "5", "final", True),
+        ("", "?!", "line", False),
+        ("?!", "?!", "line", True),
+        ("\n", "", "line", False),
     ],
 )
 def test_answers_are_found_and_compared(text, right, rule, expected):

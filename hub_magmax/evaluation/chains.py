@@ -1,12 +1,13 @@
 """Chains of a causal language model: greedy answers, with a graft or without, and sampled ones.
 
 Prompts of one length run together, so that no token is filled in, and every draw depends on seed, item and
-chain alone: answers do not depend on the size of batches, on their order, or on a cache.
+chain alone: but for rounding, answers do not depend on the size of batches, on their order, or on a cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -67,7 +68,7 @@ class ChainProtocol:
         batch_size: Chains that run together, at most.
     """
 
-    layer: float = 0.75
+    layer: int | float = 0.75  # not float alone: a number that is read from a file would become a share
     position: int = -1
     grafts: Sequence[str] = DEFAULT_GRAFTS
     answer: str = "line"
@@ -157,6 +158,7 @@ class ChainRunner:
         with (
             torch.inference_mode(),
             self.model.errors(),
+            _without_preferences(self.model.network),
             grafted(block, kinds, places, [_draws(self.protocol, item) for item, _ in rows]),
         ):
             made = self.model.network.generate(
@@ -164,10 +166,6 @@ class ChainRunner:
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=self.protocol.max_new_tokens,
                 do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
                 use_cache=self.cache,
                 logits_processor=[batch.draw],
                 stopping_criteria=[batch.is_done],
@@ -194,6 +192,23 @@ class ChainRunner:
                 hint="The last token is -1.",
             )
         return position % length
+
+
+@contextmanager
+def _without_preferences(network: Any) -> Iterator[None]:
+    """Let a network generate by its probabilities alone meanwhile.
+
+    A model's own generation_config may hold penalties, lengths and suppressed tokens, and fills whatever the
+    caller leaves open. Of it the tokens that end and fill texts stay.
+    """
+    from transformers import GenerationConfig
+
+    own = network.generation_config
+    network.generation_config = GenerationConfig(eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id)
+    try:
+        yield
+    finally:
+        network.generation_config = own
 
 
 def _draws(protocol: ChainProtocol, item: Item) -> CounterGenerator:

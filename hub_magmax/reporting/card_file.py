@@ -67,7 +67,9 @@ def write_card(
     card = output / CARD_NAME
     if not (keep_edited and is_edited(card)):
         picture = PICTURE_NAME if scores is not None else None
-        text = render_card(recipe, locked, merged, scores, picture=picture, beside=_found_beside(output))
+        text = render_card(
+            recipe, locked, merged, scores, picture=picture, beside=_found_beside(recipe, output)
+        )
         write_text(card, _with_digest(text))
     return card
 
@@ -99,13 +101,14 @@ def stored_card(folder: Path, repo_id: str, report: MergeReport | None = None) -
     Raises:
         HubMagmaxError: If recipe, lock, report or scores cannot be read.
     """
+    recipe = load_recipe(folder / RECIPE_NAME)
     text = render_card(
-        load_recipe(folder / RECIPE_NAME),
+        recipe,
         read_lock(folder / LOCK_NAME),
         report or read_report(folder / REPORT_NAME),
         read_scores(folder) if (folder / SCORES_NAME).is_file() else None,
         picture=PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None,
-        beside=_found_beside(folder),
+        beside=_found_beside(recipe, folder),
         repo_id=repo_id,
     )
     return _with_digest(text)
@@ -133,7 +136,8 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _found_beside(folder: Path) -> Beside:
+def _found_beside(recipe: Recipe, folder: Path) -> Beside:
+    """Return what lies in a folder, without what was measured with another evaluation than the recipe's."""
     diagnosis = None
     if (folder / DIAGNOSIS_NAME).is_file() and (folder / HEAT_MAP_NAME).is_file():
         diagnosis = read_diagnosis(folder / DIAGNOSIS_NAME)
@@ -143,4 +147,7 @@ def _found_beside(folder: Path) -> Beside:
     router = read_router_report(record) if record.is_file() else None
     spots = folder / BLIND_SPOTS_NAME
     blind_spots = read_blind_spots(spots) if spots.is_file() else None
+    asked = recipe.evaluation
+    if blind_spots is not None and (asked is None or blind_spots.evaluation != asked.digest):
+        blind_spots = None
     return Beside(explorer, diagnosis, files_in(folder), signature, router, others, blind_spots)
