@@ -144,7 +144,10 @@ def section(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
             values = [f"{100 * value:.1f}" for value in _values(one["report"])]
             lines.append(_row([f"{name}, {one['seed']}", *values, shown, f"{gain['p_value']:.1g}"]))
         expected = np.mean([one["expected_class_is_right"] for one in found])
-        words.append(_tested(name, np.array([_values(one["report"]) for one in found])))
+        reports = [one["report"] for one in found]
+        words.append(_tested(name, np.array([_values(report) for report in reports])))
+        half, all_ = (_kept(reports, share) for share in (0.5, 1.0))
+        words.append(f"With half of the calls it keeps {half:.2f}, with all of them {all_:.2f}.")
         words.append(f"The class that the verifier itself expects is right for {100 * expected:.1f} %.")
     every = [one for found in results.values() for one in found]
     passed, drawn = sum(one["shuffled_useful"] for one in every), sum(one["shuffles"] for one in every)
@@ -163,8 +166,23 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _at(report: Mapping[str, Any], share: float) -> Mapping[str, Any]:
+    """Return the point of the curve where this share is escalated."""
+    found: Mapping[str, Any] = next(point for point in report["costs"] if point["share"] == share)
+    return found
+
+
+def _kept(reports: Sequence[Mapping[str, Any]], share: float) -> float:
+    """Return the mean share of the distance that is kept where this share is escalated."""
+    kept = []
+    for report in reports:
+        never, own = report["never"]["value"], report["by_task"]["value"]
+        kept.append((_at(report, share)["router"]["value"] - never) / (own - never))
+    return float(np.mean(kept))
+
+
 def _values(report: Mapping[str, Any]) -> list[float]:
-    point = next(point for point in report["costs"] if point["share"] == SHARE)
+    point = _at(report, SHARE)
     at = [point["router"]["value"], point["confidence"], point["random"], point["oracle"]]
     return [report["never"]["value"], *at, report["by_task"]["value"]]
 

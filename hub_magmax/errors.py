@@ -136,6 +136,16 @@ class HubMagmaxError(Exception):
             problem = self.problems[0]
             self.problems = (replace(problem, key=(*key, *problem.key)),)
 
+    def is_in(self, before: KeyPath, after: KeyPath) -> None:
+        """Note that what is known as below the key `before` is below `after`, in the recipe as written."""
+        size, places = len(before), (place_in_recipe(before), place_in_recipe(after))
+        if f"{self.where}.".startswith(f"{places[0]}."):
+            self.where = self.where.replace(*places, 1)
+        self.problems = tuple(
+            replace(one, key=(*after, *one.key[size:])) if one.key[:size] == before else one
+            for one in self.problems
+        )
+
     def add_hint(self, sentence: str) -> None:
         """Say more of what the person can do, where there is one problem."""
         self.hint = f"{self.hint} {without_secrets(sentence)}".strip()

@@ -186,6 +186,8 @@ def test_examples_of_their_own_fit_and_the_others_all_measure():
         with pytest.raises(EvaluationError, match="different examples") as caught:
             divided_beside(*few, 0)
         assert caught.value.where == where
+    with pytest.raises(EvaluationError, match=r"0 different examples: 60 more are left out, .*another split"):
+        divided_beside(contents, [*contents, *measuring], 0)
 
 
 # Verifier
@@ -530,6 +532,21 @@ def test_examples_of_the_key_routing_fit_and_all_of_the_evaluation_measure(here)
     values = json.loads((output(here) / ROUTER_NAME).read_text())
     assert [values[key]["a"]["examples"] for key in ("routing", "data")] == [40, 25]
     assert hm.Router.load(str(output(here)))([BRIGHT])[0].model == "b"
+
+
+def test_errors_about_examples_of_the_key_routing_name_it(here):
+    rows = Dataset.from_parquet(str(here / "cats.parquet"))
+    rows.rename_column("image", "picture").to_parquet(str(here / "pictures.parquet"))
+    for key, other in (("routing", "evaluation"), ("evaluation", "routing")):
+        names = {key: "pictures", other: "cats"}
+        data = {
+            part: {"tasks": {"a": {"dataset": f"./{name}.parquet"}, "b": {"dataset": "./dogs.parquet"}}}
+            for part, name in names.items()
+        }
+        write_recipe(here, **data)
+        with pytest.raises(EvaluationError) as caught:
+            route(here)
+        assert caught.value.problems[0].key[:3] == (key, "tasks", "a")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME
-from hub_magmax.errors import ArgumentError, DistributedError, EvaluationError
+from hub_magmax.errors import ArgumentError, DistributedError, EvaluationError, HubMagmaxError
 from hub_magmax.evaluation.evaluators import evaluator_of
 from hub_magmax.evaluation.scores import MERGED
 from hub_magmax.evaluation.scoring import Prepared, prepare
@@ -79,10 +80,11 @@ def route(
     merge = merge_digest(verify(str(folder)))
     assert recipe.evaluation is not None
     seed = recipe.seed if seed is None else seed
-    named = [recipe.routing.tasks] if recipe.routing is not None else []
-    prepared = [
-        prepare(_on_examples(recipe, tasks), locked, folder) for tasks in (*named, recipe.evaluation.tasks)
-    ]
+    prepared: list[Prepared] = []
+    if recipe.routing is not None:
+        with _about_routing():
+            prepared.append(prepare(_on_examples(recipe, recipe.routing.tasks), locked, folder))
+    prepared.append(prepare(_on_examples(recipe, recipe.evaluation.tasks), locked, folder))
     observed, parts = _observed(prepared, seed, report, progress)
     fitted, calibrating = observed.at(parts.fit), observed.at(parts.calibrate)
     with step("fitting the verifier", report):
@@ -139,11 +141,14 @@ def _observed(
     prepared: Sequence[Prepared], seed: int, report: Report, progress: ProgressBar
 ) -> tuple[Observed, Parts]:
     """Return what models say of all examples, and the parts: those that measure come last."""
+    *before, last = prepared
     with deterministic():
-        *before, measuring = [observe(examples, report, progress) for examples in prepared]
-    if not before:
+        with _about_routing():
+            found = [observe(examples, report, progress) for examples in before]
+        measuring = observe(last, report, progress)
+    if not found:
         return measuring, divided(measuring.contents, seed)
-    (fitting,) = before
+    (fitting,) = found
     return fitting.joined(measuring), divided_beside(fitting.contents, measuring.contents, seed)
 
 
@@ -156,6 +161,16 @@ def _on_examples(recipe: Recipe, tasks: Mapping[str, Data]) -> Recipe:
     assert recipe.evaluation is not None
     changes: dict[str, Any] = {"cells": None, "quantized": (), "guard": {}, "tasks": tasks}
     return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=changes)})
+
+
+@contextmanager
+def _about_routing() -> Iterator[None]:
+    """Give errors meanwhile the keys of `routing`, whose examples stand in the evaluation's place."""
+    try:
+        yield
+    except HubMagmaxError as error:
+        error.is_in(("evaluation", "tasks"), ("routing", "tasks"))
+        raise
 
 
 def _write_card(recipe: Recipe, locked: Lock) -> Path:

@@ -60,9 +60,11 @@ def divided_beside(contents: Sequence[str], measuring: Sequence[str], seed: int)
         EvaluationError: If there are too few of either.
     """
     held_out = set(measuring)
-    different = [content for content in _drawn(contents, seed) if content not in held_out]
+    drawn = _drawn(contents, seed)
+    different = [content for content in drawn if content not in held_out]
     fitting = FIT + CALIBRATE
-    _check_number(len(different), round(fitting * MIN_EXAMPLES), "routing", "fitted to")
+    both = len(drawn) - len(different)
+    _check_number(len(different), round(fitting * MIN_EXAMPLES), "routing", "fitted to", both)
     _check_number(len(held_out), round((1 - fitting) * MIN_EXAMPLES), "evaluation", "measured on")
     some = _parts(contents, different, [round(FIT / fitting * len(different)), len(different)])
     return replace(some, held_out=len(contents) + np.arange(len(measuring)))
@@ -73,13 +75,16 @@ def _drawn(contents: Sequence[str], seed: int) -> list[str]:
     return sorted(set(contents), key=lambda content: _place(content, seed))
 
 
-def _check_number(found: int, least: int, where: str, verb: str) -> None:
+def _check_number(found: int, least: int, where: str, verb: str, both: int = 0) -> None:
+    """Raise an error where examples are too few, `both` of them left out since they measure."""
     if found < least:
+        aside = f": {both} more are left out, since the evaluation has them too, and measures on them"
+        which = " that are not the evaluation's, such as another split" if both else ""
         raise EvaluationError(
-            f"a router cannot be {verb} {found} different examples",
+            f"a router cannot be {verb} {found} different examples{aside if both else ''}",
             where=where,
             expected=f"at least {least} of all tasks together",
-            hint="Name more examples of each task.",
+            hint=f"Name more examples of each task{which}.",
         )
 
 
