@@ -17,7 +17,7 @@ from hub_magmax.analysis import comparing, diagnosing, sweeping
 from hub_magmax.analysis.pair_sums import measured_pairs
 from hub_magmax.analysis.study_journal import study_journal
 from hub_magmax.checkpoints.source_cache import SourceCache
-from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.errors import ArgumentError, HubMagmaxError, RecipeError
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
 from hub_magmax.merging.output.folder import advise_site, refuse_taken
@@ -82,7 +82,14 @@ def diagnose(
     Raises:
         MismatchError: If the checkpoints do not fit each other.
         NonFiniteError: At a NaN or infinity in a checkpoint.
+        ArgumentError: If `rank` or `examples` is negative, or there are `examples` without a `rank`.
     """
+    for name, value in (("rank", rank or 0), ("examples", examples)):
+        if value < 0:
+            raise ArgumentError(f"{name} is {value}", expected="a number from 0")
+    if rank is None and examples:
+        hint = "Give a rank too: rank=0 measures pairs without directions of matrices."
+        raise ArgumentError(f"examples is {examples}, and without a rank no pair is measured", hint=hint)
     recipe = as_recipe(recipe)
     planned = plan(recipe, locked or lock(recipe, report=report))
     found = diagnosing.diagnose(planned, progress=progress)

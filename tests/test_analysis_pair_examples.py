@@ -1,6 +1,9 @@
 """Metrics of activations and gradients: against transformers' own outputs, and where there are none."""
 
+import gc
 import json
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,15 +15,21 @@ from torch.nn.functional import cross_entropy
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ResNetConfig,
+    ResNetForImageClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
 )
 
 import hub_magmax as hm
-from hub_magmax.analysis.pair_examples import examine_pairs, why_not
+from hub_magmax.analysis.pair_examples import examine_pairs, run_model, why_not
 from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError
+from hub_magmax.evaluation.evaluators.loading import LoadedModel
+from hub_magmax.evaluation.models import Loading
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import load_recipe
 from tests.families import recipe_values
@@ -129,6 +138,43 @@ def test_activations_and_gradients_agree_with_those_of_transformers(images):
     published = {name: value for name, value in published.items() if not name.startswith("activation")}
     found = hm.diagnose(folder / "recipe.yaml", rank=0, examples=4).metrics.pairs("ab")["a", "b"]
     assert {name: found[name] for name in wanted | published} == pytest.approx(wanted | published, rel=1e-4)
+
+
+def examined(network, **inputs):
+    evaluator = SimpleNamespace(losses=lambda model, batch, smoothing: model.network(**batch).loss[None])
+    return run_model(evaluator, LoadedModel(network.eval(), None, "tiny"), iter([inputs]))
+
+
+def test_a_model_of_convolutions_has_no_embeddings_and_runs():
+    sizes = {"embedding_size": 4, "hidden_sizes": [4, 8], "depths": [1, 1], "num_labels": 3}
+    network = ResNetForImageClassification(ResNetConfig(**sizes, layer_type="basic"))
+    found = examined(network, pixel_values=torch.ones(1, 3, 16, 16), labels=torch.tensor([1]))
+    assert (len(found.activation), len(found.inputs)) == (8, 3 * 16 * 16)
+
+
+def test_embeddings_count_where_the_head_is_tied_to_them():
+    network = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_positions=4, n_embd=4, n_layer=1, n_head=1))
+    tokens = torch.tensor([[1, 2, 3]])
+    gradient = examined(network, input_ids=tokens, labels=tokens).gradient
+    assert len(gradient) == sum(parameter.numel() for parameter in network.parameters())
+    rows = gradient[: 8 * 4].view(8, 4)  # the embeddings are first
+    assert rows[7].any(), "a token that no input has: its gradient comes from the head alone"
+
+
+def test_one_model_is_held_at_a_time(images, monkeypatch):
+    held, most, load = [], [], Loading.load
+
+    def counted(*arguments):
+        gc.collect()
+        most.append(sum(network() is not None for network in held))
+        model = load(*arguments)
+        held.append(weakref.ref(model.network))
+        return model
+
+    monkeypatch.setattr(Loading, "load", counted)
+    recipe = load_recipe(images[0] / "recipe.yaml")
+    examine_pairs(recipe, lock(recipe), num_examples=1)
+    assert most == [0, 0]
 
 
 def test_one_model_twice_differs_in_nothing(images):

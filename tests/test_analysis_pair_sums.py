@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import hub_magmax as hm
 from hub_magmax.analysis.pair_sums import cost_of_directions, measure_pairs
 from hub_magmax.cli import main
-from hub_magmax.errors import NonFiniteError, RecipeError
+from hub_magmax.errors import ArgumentError, NonFiniteError, RecipeError
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.reporting.diagnosis import read_diagnosis
@@ -187,3 +187,23 @@ def test_the_verb_stores_what_it_measures_and_python_measures_the_same(tmp_path,
     (tmp_path / "recipe.diagnosis.json").write_text(json.dumps({"metrics": {}} | json.loads("{}")))
     with pytest.raises(hm.HubMagmaxError, match="not a diagnosis"):
         read_diagnosis(tmp_path / "recipe.diagnosis.json")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"rank": -1}, "rank is -1. Expected a number from 0"),
+        ({"rank": 0, "examples": -1}, "examples is -1. Expected a number from 0"),
+        ({"examples": 5}, "examples is 5, and without a rank no pair is measured"),
+    ],
+)
+def test_numbers_that_measure_nothing_are_refused(options, told):
+    with pytest.raises(hm.HubMagmaxError) as caught:
+        hm.diagnose("nowhere.yaml", **options)
+    assert isinstance(caught.value, ArgumentError) and told in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--rank", "--examples"])
+def test_options_of_metrics_are_refused_without_metrics(option):
+    done = CliRunner().invoke(main, ["diagnose", "nowhere.yaml", option, "10"])
+    assert done.exit_code == 2 and "add --metrics." in done.stderr and option in done.stderr

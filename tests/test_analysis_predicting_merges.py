@@ -2,12 +2,13 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from hub_magmax.analysis.merge_history import FinishedMerge, MergeHistory, read_history
+from hub_magmax.analysis.merge_history import FinishedMerge, MergeHistory, base_of, read_history
 from hub_magmax.analysis.predicting_merges import predict_merges
 from hub_magmax.cli import main
 from hub_magmax.errors import OutputError
@@ -19,6 +20,8 @@ from tests.families import make_tensors, write_checkpoint, write_recipe
 
 TASKS = "abcdef"
 EFFECTS = dict(zip(TASKS, (0.1, -0.05, 0.02, 0.0, 0.03, -0.1), strict=True))
+#: The locked base model, by its folder's name and the sizes and headers of its files.
+BASE = "base 902d833ad154"
 NAMES = ("task_vector_cosine_similarity", "task_vector_magnitude_ratio", "subspace_overlap_as_published")
 
 
@@ -26,11 +29,11 @@ def draw(pair, seed=0):
     return np.random.default_rng([seed, *map(ord, pair)]).uniform(0.2, 0.8, len(NAMES)).tolist()
 
 
-def merge(tasks, method="average scaling=1.0", base="", metrics=NAMES):
+def merge(tasks, method="average scaling=1.0", base=None, metrics=NAMES, rank=10):
     kept = 0.8 + sum(EFFECTS[task] for task in tasks)
     found = {name: value for name, value in zip(NAMES, draw(tasks), strict=True) if name in metrics}
     found.pop(NAMES[2], None)
-    return FinishedMerge(base, tuple(tasks), method, kept, found)
+    return FinishedMerge(base or BASE, tuple(tasks), method, kept, found, rank)
 
 
 def history(*merges):
@@ -45,7 +48,9 @@ def locked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
     for seed, name in enumerate(("base", *"abz")):
         write_checkpoint(folder / name, make_tensors(seed))
-    return lock(load_recipe(write_recipe(folder, names=("a", "b", "z"))))
+    found = lock(load_recipe(write_recipe(folder, names=("a", "b", "z"))))
+    files = (replace(found.base_model.files[0], size_bytes=1, header_sha256="1" * 64),)
+    return replace(found, base_model=replace(found.base_model, files=files))
 
 
 def measured(values=None):
@@ -102,8 +107,34 @@ def test_a_history_that_says_nothing_of_a_pair_is_refused(locked, merges, refusa
     found = predict_merges(locked, history(*merges), measured())
     assert found.predictions[0].by_tasks.kept is None
     assert found.predictions[0].by_tasks.refusal.startswith(refusal)
-    others = len([merge for merge in merges if merge.base_model])
+    others = len([merge for merge in merges if merge.base_model != BASE])
     assert found.left_out == ({"of another base model": others} if others else {})
+
+
+def test_metrics_that_were_measured_otherwise_are_not_fitted(locked):
+    odd = [merge(pair, metrics=NAMES[:1], rank=3) for pair in ("ab", "cd")]
+    found = predict_merges(locked, history(*odd, *ALL_PAIRS), measured())
+    assert found.left_out == {"from the fit by metrics, as theirs are not of --rank 10 --examples 0": 2}
+    (footing,) = found.footing
+    assert footing.num_merges == 17, "they count by tasks"
+    assert [told.by_metrics for told in found.predictions] == (
+        [told.by_metrics for told in predict_merges(locked, history(*ALL_PAIRS), measured()).predictions]
+    )
+    none = [merge(pair, rank=0) for pair in itertools.combinations(TASKS, 2)]
+    assert not predict_merges(locked, history(*none), measured()).left_out, "directions are absent, not other"
+
+
+def test_folders_of_other_names_or_shapes_are_other_base_models(locked):
+    base = locked.base_model
+    (file,) = base.files
+    others = [
+        replace(base, reference="./large"),
+        replace(base, files=(replace(file, header_sha256="0" * 64),)),
+    ]
+    hashed = replace(base, files=(replace(file, sha256="1" * 64),))
+    assert len({base_of(replace(locked, base_model=one)) for one in (base, *others, hashed)}) == 4
+    moved = replace(base, reference="/elsewhere/base")
+    assert base_of(replace(locked, base_model=moved)) == base_of(locked) == BASE
 
 
 def test_without_metrics_only_tasks_predict(locked):
@@ -139,7 +170,8 @@ def test_a_finished_merge_is_read_with_its_metrics(tmp_path):
     assert read.tasks == ("a", "b") and read.method.startswith("average scaling=")
     # The merged model answers cat, as a does: all of 6 of 10; b's own has 3 of 10, and the merge twice that.
     assert read.kept == pytest.approx((1 + 2) / 2)
-    assert len(read.metrics) == 28
+    assert len(read.metrics) == 28 and (read.rank, read.num_examples) == (2, 2)
+    assert read.base_model.startswith("base ")
     assert found.left_out == {"of unequal weights": 1}
 
 

@@ -34,6 +34,7 @@ class FinishedMerge:
         method: Name, scaling and options.
         kept: Mean over the tasks of the merged model's score over that of the task's own checkpoint.
         metrics: Means over the pairs of its tasks, by name; empty where none were measured.
+        rank, num_examples: That the metrics were measured with; 0 without directions, or without models.
     """
 
     base_model: str
@@ -41,6 +42,13 @@ class FinishedMerge:
     method: str
     kept: float
     metrics: Mapping[str, float]
+    rank: int = 0
+    num_examples: int = 0
+
+    def compares(self, found: PairMetrics) -> bool:
+        """Say whether metrics that both have were measured alike."""
+        pairs = ((self.rank, found.rank), (self.num_examples, found.num_examples))
+        return all(own == other or not (own and other) for own, other in pairs)
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,12 @@ def _read(folder: Path) -> FinishedMerge | str:
     if assessed is None or not shares.keys() <= assessed.kept.keys():
         return "without scores of every task and its own checkpoint, as shares"
     kept = math.fsum(assessed.kept[task] for task in shares) / len(shares)
-    metrics: Mapping[str, float] = {}
-    if (place := folder / DIAGNOSIS_NAME).is_file():
-        diagnosis = read_diagnosis(place)
-        metrics = mean_metrics(diagnosis.metrics, diagnosis.tasks) if diagnosis.metrics else {}
-    return FinishedMerge(identity(lock.base_model), tasks_of(lock), method_label(lock.method), kept, metrics)
+    known = (base_of(lock), tasks_of(lock), method_label(lock.method), kept)
+    place = folder / DIAGNOSIS_NAME
+    diagnosis = read_diagnosis(place) if place.is_file() else None
+    if diagnosis is None or (found := diagnosis.metrics) is None:
+        return FinishedMerge(*known, {})
+    return FinishedMerge(*known, mean_metrics(found, diagnosis.tasks), found.rank, found.num_examples)
 
 
 def mean_metrics(found: PairMetrics, tasks: Sequence[str], chosen: Sequence[str] = ()) -> dict[str, float]:
@@ -112,13 +121,28 @@ def mean_metrics(found: PairMetrics, tasks: Sequence[str], chosen: Sequence[str]
 
 def tasks_of(lock: Lock) -> tuple[str, ...]:
     """Return what tasks are known by: their names, and the hashes of their weights where these are known."""
-    return tuple(f"{name} {identity(source)}".rstrip() for name, source in lock.tasks.items())
+    return tuple(f"{name} {_identity(source)}".rstrip() for name, source in lock.tasks.items())
 
 
-def identity(source: LockedSource) -> str:
+def base_of(lock: Lock) -> str:
+    """Return what a base model is known by.
+
+    These are the hashes of its weights; where a lock pins headers alone, the last part of its path,
+    its commit, and the sizes and headers of its files.
+    """
+    base = lock.base_model
+    files = [[file.size_bytes, file.header_sha256] for file in base.files]
+    return _identity(base) or f"{Path(base.reference).name} {_short([base.commit, base.part, files])}"
+
+
+def _identity(source: LockedSource) -> str:
     """Return a digest of the hashes of weight files; nothing where the lock pins their headers alone."""
     hashes = [file.sha256 for file in source.files]
-    return digest(hashes).removeprefix("sha256:")[:12] if all(hashes) else ""
+    return _short(hashes) if all(hashes) else ""
+
+
+def _short(values: Sequence[Any]) -> str:
+    return digest(values).removeprefix("sha256:")[:12]
 
 
 def method_label(method: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 Each example runs alone, so that no padding takes part. Of a pair, both models run on the examples of both
 tasks; gradients of each on its own task's alone, as published, are told beside. One model is held at a time,
-and four of its gradients.
+and four gradients of its size; each is loaded once for every other task.
 
 Source: arXiv:2601.22285. Its gradients are sums of the batches' mean losses over the number of examples,
 which is less by the size of a batch; here they are those of the mean loss.
@@ -89,12 +89,15 @@ def examine_pairs(
         with about_data(recipe, spec):
             return run_model(evaluator, model, evaluator.encode(model, examples[task], columns_of(spec), 1))
 
+    def runs_of(name: str, pair: Sequence[str]) -> list[Run]:
+        model = loading.load(name, places[name])  # let go at the return, before the next one is loaded
+        return [run(model, task) for task in pair]
+
     sums = _Products(len(tasks))
     with one_thread():
         for one, other in combinations(range(len(tasks)), 2):
             pair = [tasks[one], tasks[other]]
-            models = (loading.load(task, places[task]) for task in pair)
-            sums.add(one, other, *([run(model, task) for task in pair] for model in models))
+            sums.add(one, other, *(runs_of(name, pair) for name in pair))
             progress(1)
     return Examined(sums.grams(), max(len(some) for some in examples.values()))
 
@@ -117,8 +120,9 @@ def run_model(evaluator: Evaluator, model: LoadedModel, batches: Iterator[Any]) 
     """Run a model on batches of one example each.
 
     The activation is the mean over places of the last block's output; of a model without blocks, of the
-    input of its last linear layer. The gradient is that of all parameters but the last linear layer's. What
-    no gradient reaches has one of zeros.
+    input of its last linear layer. The gradient is that of all parameters but the last linear layer's;
+    embeddings count where a head is tied to them, and their gradient has the head's part too. What no
+    gradient reaches has one of zeros.
     """
     losses: Callable[..., Tensor] = evaluator.losses  # type: ignore[attr-defined]  # optional, looked at before
     every = dict(model.network.named_parameters())
@@ -156,7 +160,7 @@ class _Seen:
     def __enter__(self) -> _Seen:
         network, keep = self._network, self._stack.callback
         keep(network.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
-        if isinstance(embeddings := network.get_input_embeddings(), torch.nn.Embedding):
+        if (embeddings := _embeddings(network)) is not None:
             keep(embeddings.register_forward_hook(self._embed).remove)
         for name, layer, _ in linear_layers(network):
             keep(layer.register_forward_pre_hook(partial(self._linear, name)).remove)
@@ -182,6 +186,15 @@ class _Seen:
 
     def _leave(self, module: Any, inputs: Any, output: Any) -> None:
         self.activation = _over_places(output if isinstance(output, Tensor) else output[0])
+
+
+def _embeddings(network: Any) -> torch.nn.Embedding | None:
+    """Return the layer that embeds tokens; None of a model that reads none."""
+    try:
+        found = network.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # of convolutions, transformers knows none
+        return None
+    return found if isinstance(found, torch.nn.Embedding) else None
 
 
 def _last_block(network: Any) -> Any:

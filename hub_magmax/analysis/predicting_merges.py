@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from hub_magmax.analysis.merge_history import FinishedMerge, MergeHistory, identity, mean_metrics, tasks_of
+from hub_magmax.analysis.merge_history import FinishedMerge, MergeHistory, base_of, mean_metrics, tasks_of
 from hub_magmax.analysis.mergeability import (
     FEWEST_CASES,
     FEWEST_TASKS,
@@ -157,18 +158,30 @@ def predict_merges(lock: Lock, history: MergeHistory, metrics: PairMetrics | Non
     Args:
         lock: Names the tasks and their base model.
         history: Finished merges; those of another base model tell nothing.
-        metrics: Of the pairs of tasks; None predicts by tasks alone.
+        metrics: Of the pairs of tasks; None predicts by tasks alone. Those of merges that were measured with
+            another rank or number of examples are not fitted.
     """
-    base = identity(lock.base_model)
+    base = base_of(lock)
     merges = [merge for merge in history.merges if merge.base_model == base]
-    others = len(history.merges) - len(merges)
-    left_out = {**history.left_out, **({"of another base model": others} if others else {})}
+    left_out = Counter(history.left_out)
+    left_out["of another base model"] += len(history.merges) - len(merges)
+    if metrics:
+        alike = f"--rank {metrics.rank} --examples {metrics.num_examples}"
+        merges, num_odd = _measured_alike(merges, metrics)
+        left_out[f"from the fit by metrics, as theirs are not of {alike}"] += num_odd
     names = list(lock.tasks)
     wanted = [*combinations(names, 2), *([tuple(names)] if len(names) > 2 else [])]
     models = {size: _methods(merges, size, lock, metrics) for size in dict.fromkeys(map(len, wanted))}
     predictions = [found for tasks in wanted for found in _predicted(tasks, models[len(tasks)])]
     footing = tuple(model.footing(size) for size, found in models.items() for model in found)
-    return MergePredictions(tuple(predictions), footing, left_out)
+    return MergePredictions(tuple(predictions), footing, dict(+left_out))
+
+
+def _measured_alike(merges: Iterable[FinishedMerge], metrics: PairMetrics) -> tuple[list[FinishedMerge], int]:
+    """Return merges without metrics that do not compare with these, and how many had such."""
+    found = [(merge, not merge.metrics or merge.compares(metrics)) for merge in merges]
+    kept = [merge if is_fit else replace(merge, metrics={}) for merge, is_fit in found]
+    return kept, sum(not is_fit for _, is_fit in found)
 
 
 def _methods(
@@ -240,7 +253,7 @@ class _Method:
 
     def _lacking(self) -> str:
         if not self._shared:
-            return "no metrics: diagnose the merges with --metrics, into their folders"
+            return "no metrics measured alike: diagnose the merges with --metrics, into their folders"
         return _too_few(self._some)
 
     def _farthest(self, row: np.ndarray) -> str:

@@ -93,7 +93,7 @@ def sweep(asked: RecipeOptions, in_spite_of: tuple[str, ...], form: Format) -> A
 
 @verb
 @recipe_options
-@click.option("--metrics", is_flag=True, help="Measure pairs of tasks: do they merge well?")
+@click.option("--metrics", is_flag=True, is_eager=True, help="Measure pairs of tasks: do they merge well?")
 @metric_options
 @format_option
 def diagnose(asked: RecipeOptions, metrics: bool, rank: int, examples: int, form: Format) -> Answer:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from hub_magmax.cli.completing import FilePath, complete_setting
 from hub_magmax.cli.terminal import Answer
@@ -164,19 +165,29 @@ def changed_recipe(function: Callable[..., Answer]) -> Callable[..., Answer]:
     return _folding(function, "asked", RecipeOptions)
 
 
+def _of_metrics(ctx: click.Context, parameter: click.Parameter, value: int) -> int:
+    """Return the value of an option of metrics; refuse it on a command line that measures none."""
+    is_written = ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+    if is_written and not ctx.params.get("metrics", True):
+        raise click.UsageError(f"{parameter.opts[0]} counts for metrics of pairs alone: add --metrics.", ctx)
+    return value
+
+
 def metric_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Add the options of metrics of pairs of tasks."""
+    """Add the options of metrics of pairs of tasks; a verb's own flag `--metrics`, if any, is eager."""
     for option in (
         click.option(
             "--examples",
             type=click.IntRange(0),
             default=10,
+            callback=_of_metrics,
             help="Of each task, on which metrics run models; 10.",
         ),
         click.option(
             "--rank",
             type=click.IntRange(0),
             default=10,
+            callback=_of_metrics,
             help="Directions of each matrix that metrics compare; 10.",
         ),
     ):
