@@ -138,21 +138,32 @@ def section(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     lines = [_row(_HEAD), _row([":---", *["---:"] * (len(_HEAD) - 1)])]
     words = []
     for name, found in results.items():
-        for one in found:
-            gain = one["report"]["operation"]["over_never"]
-            shown = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
-            values = [f"{100 * value:.1f}" for value in _values(one["report"])]
-            lines.append(_row([f"{name}, {one['seed']}", *values, shown, f"{gain['p_value']:.1g}"]))
-        expected = np.mean([one["expected_class_is_right"] for one in found])
-        reports = [one["report"] for one in found]
-        words.append(_tested(name, np.array([_values(report) for report in reports])))
-        half, all_ = (_kept(reports, share) for share in (0.5, 1.0))
-        words.append(f"With half of the calls it keeps {half:.2f}, with all of them {all_:.2f}.")
-        words.append(f"The class that the verifier itself expects is right for {100 * expected:.1f} %.")
+        lines += [_measured(f"{name}, {one['seed']}", one["report"]) for one in found]
+        words += _told(name, found)
     every = [one for found in results.values() for one in found]
     passed, drawn = sum(one["shuffled_useful"] for one in every), sum(one["shuffles"] for one in every)
     words.append(f"Of {drawn} routers that were fitted and measured on shuffled answers {passed} passed.")
     return "\n".join([*lines, "", *words, ""])
+
+
+def _measured(name: str, report: Mapping[str, Any]) -> str:
+    """Return the row of one family."""
+    gain = report["operation"]["over_never"]
+    shown = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+    values = [f"{100 * value:.1f}" for value in _values(report)]
+    return _row([name, *values, shown, f"{gain['p_value']:.1g}"])
+
+
+def _told(name: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what is said of the families of one kind of data."""
+    reports = [one["report"] for one in found]
+    half, all_ = (_kept(reports, share) for share in (0.5, 1.0))
+    expected = np.mean([one["expected_class_is_right"] for one in found])
+    return [
+        _tested(name, np.array([_values(report) for report in reports])),
+        f"With half of the calls it keeps {half:.2f}, with all of them {all_:.2f}.",
+        f"The class that the verifier itself expects is right for {100 * expected:.1f} %.",
+    ]
 
 
 #: Columns of the table; those of models are where `SHARE` is escalated, the gain at the router's threshold.

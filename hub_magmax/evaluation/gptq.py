@@ -48,14 +48,17 @@ def rounded_by_gptq(network: Module, bits: int, run: Callable[[Any], object]) ->
         for group in _groups(linear):
             sums = _moments(shrunk, {name: layers[name] for name in group}, run)
             for name in group:
-                if name in sums:
-                    weight = layers[name].weight
-                    rows = weight.T if linear[name] else weight
-                    found = round_columns(rows, sums[name], bits)
-                    weight.copy_(found.T if linear[name] else found)
-                else:
-                    round_layer(layers[name], bits)
+                _round(layers[name], sums.get(name), bits, linear[name])
     return shrunk
+
+
+def _round(layer: Any, moment: Tensor | None, bits: int, transposed: bool) -> None:
+    """Round the weight of a linear layer in place, to the nearest if there is no moment of its inputs."""
+    if moment is None:
+        round_layer(layer, bits)
+        return
+    found = round_columns(layer.weight.T if transposed else layer.weight, moment, bits)
+    layer.weight.copy_(found.T if transposed else found)
 
 
 def _groups(names: Mapping[str, object]) -> list[list[str]]:

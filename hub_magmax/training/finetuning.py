@@ -162,21 +162,25 @@ class _TaskTrainer:
 
     def made(self, measuring: Measuring | None) -> tuple[Trained, ...]:
         """Train what is missing, all of whose examples are loaded first, and return all tasks."""
-        missing, kept = self.processes.first_decides(self.missing), self.spec.capability
+        missing = self.processes.first_decides(self.missing)
         self._check_starts(missing)
-        names = [name for name in self.recipe.task_names if name in missing]
-        aside = [self.examples(kept.data)] if kept and missing else []
-        rows = {name: [self.examples(self.spec.data[name]), *aside] for name in names}
-        steps = {name: self._step_examples(name, rows[name]) for name in names}
-        read = [(self.spec.data[name], rows[name][0]) for name in names]
-        read += [(kept.data, found) for found in aside] if kept else []
-        tell_shared(self.recipe, read, self.report)
+        rows = self._read([name for name in self.recipe.task_names if name in missing])
+        steps = {name: self._step_examples(name, own) for name, own in rows.items()}
         return tuple(
             self.train(task, rows[task.name], steps[task.name], measuring)
             if task.name in missing
             else self.present(task, measuring)
             for task in self.recipe.tasks
         )
+
+    def _read(self, names: Sequence[str]) -> dict[str, list[Dataset]]:
+        """Load the examples of tasks, each with those of the capability; tell which are evaluated too."""
+        kept, specs = self.spec.capability, [self.spec.data[name] for name in names]
+        specs += [kept.data] if kept and names else []
+        read = [(data, self.examples(data)) for data in specs]
+        tell_shared(self.recipe, read, self.report)
+        aside = [found for _, found in read[len(names) :]]
+        return {name: [found, *aside] for name, (_, found) in zip(names, read, strict=False)}
 
     def missing(self) -> frozenset[str]:
         """Return the tasks that have to be trained."""
