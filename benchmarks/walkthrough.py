@@ -124,8 +124,8 @@ def section(found: Mapping[str, Any]) -> str:
 
 def _times(found: Mapping[str, Any]) -> Iterator[str]:
     threads, processors, load = (found[name] for name in ("threads", "processors", "load"))
-    yield f"Minutes of each command with OMP_NUM_THREADS={threads}, on {processors} processors that other"
-    yield f"work used as well (load average {load:.1f} at the end), and the processor time that each took:"
+    yield f"Minutes of each command with OMP_NUM_THREADS={threads}, on {processors} processors (load"
+    yield f"average {load:.1f} at the end, this and all else), and the processor time that each took:"
     rows = {
         f"`{verb}`": (one["seconds"], one["processor_seconds"]) for verb, one in found["commands"].items()
     }
