@@ -3,6 +3,10 @@
 HEAD = """# Experiments
 
 Written by `python -m benchmarks.continual --render` from `benchmarks/results/experiments/`; not by hand.
+Experiments of one subject stand with it: training and merging in rounds in [alternating.md](alternating.md),
+vectors of quantisation in [quantisation.md](quantisation.md), what can be predicted of a merge in
+[mergeability.md](mergeability.md), routing in [routing.md](routing.md), questions that samples never solve in
+[blindspots.md](blindspots.md), definitions learned by MiniLM in [walkthrough.md](walkthrough.md).
 """
 
 OWN_HEAD = "# Experiments\n\nWritten by `python -m benchmarks.continual` from the results in this folder.\n"
