@@ -335,7 +335,7 @@ _SITES_PREFACE = """## Many sites
 the sites). The floor is reading every input byte once and writing the outputs of all sites, plainly. The aim
 is 1.15 times the floor, out of reach of files that are hashed: on two cores it leaves .64 s of processor for
 500 MB, of which writing takes .22, sha256 .39, reading back .11, and merging an average .4 more: 2 times at
-best. The table is of before sites shared chunks, samples and openings ([sites.md](sites.md)).
+best. What sites share is chunks, samples and openings ([sites.md](sites.md)).
 """
 
 _PEERS_PREFACE = """## The same merges
