@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from benchmarks.continual.protocol import Protocol, draw_targets
 from benchmarks.continual.scoring import RefilledModel
 from benchmarks.continual.sources import Family, digits
 from benchmarks.continual.tables import t_test_p, wilcoxon_p
+from benchmarks.page_tables import replace_tables
 from hub_magmax import merge_tensors
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators import Outcome, columns_of, get_evaluator
@@ -228,11 +228,8 @@ def _ahead(found: Sequence[Sequence[float]], one: Sequence[Sequence[float]]) -> 
 
 def render() -> None:
     """Write the table into the page, in place of the one that is there."""
-    text = PAGE.read_text(encoding="utf-8")
     found = table(json.loads(RESULTS.read_text(encoding="utf-8")))
-    written, count = re.subn(r"\| method \| tries \|.*\n(\|.*\n)+", lambda _: found, text)
-    assert count == 1, "the page has one such table"
-    write_text(PAGE, written)
+    replace_tables(PAGE, r"\| method \| tries \|.*\n(\|.*\n)+", found)
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.page_tables import replace_tables
 from hub_magmax.analysis.mergeability import (
     Cases,
     additive,
@@ -259,11 +259,8 @@ def _ends(values: Sequence[float], form: str, unit: str) -> str:
 
 def render() -> None:
     """Write the tables into the page, in place of those that are there."""
-    text = PAGE.read_text(encoding="utf-8")
     found = tables(json.loads(RESULTS.read_text(encoding="utf-8")))
-    written, count = re.subn(r"\| published agreement.*\n(\|.*\n)+\n(\|.*\n)+", lambda _: found, text)
-    assert count == 1, "the page has these tables once"
-    write_text(PAGE, written)
+    replace_tables(PAGE, r"\| published agreement.*\n(\|.*\n)+\n(\|.*\n)+", found)
 
 
 def main() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.continual.scoring import Scorer
+from benchmarks.page_tables import replace_tables
 from hub_magmax.analysis.mergeability import (
     Cases,
     Predictor,
@@ -183,11 +183,8 @@ def table(families: Sequence[Mapping[str, Any]]) -> str:
 
 def render() -> None:
     """Write the table into the page, in place of the one that is there."""
-    text = PAGE.read_text(encoding="utf-8")
     found = table(json.loads(RESULTS.read_text(encoding="utf-8")))
-    written, count = re.subn(r"\| family \|.*\n(\|.*\n)+", lambda _: found, text)
-    assert count == 1, "the page has this table once"
-    write_text(PAGE, written)
+    replace_tables(PAGE, r"\| family \|.*\n(\|.*\n)+", found)
 
 
 def main() -> None:
