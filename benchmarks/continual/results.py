@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.continual import measuring
+from benchmarks.continual.by_task import parts_of, sums_by_task
 from benchmarks.continual.estimating import Weights
 from benchmarks.continual.measuring import Bench, Row
 from benchmarks.continual.protocol import Protocol
@@ -76,7 +77,8 @@ def measure(
     condensed = {key: row if isinstance(row, dict) else _condensed(bench, row) for key, row in rows.items()}
     commits = sorted(pieces.commits | set(known.get("commits", ())))
     seen = {"num_statistics": family.num_statistics} if family.statistics else {}
-    return {**facts, **seen, "commits": commits, "rows": list(condensed.values()), **compared, **rest}
+    parts = parts_of(family.owners, bench.targets, base)
+    return {**facts, **seen, **parts, "commits": commits, "rows": [*condensed.values()], **compared, **rest}
 
 
 def _facts(bench: Bench, weights: Mapping[str, Sequence[Weights]], base: Sequence[float]) -> dict[str, Any]:
@@ -318,13 +320,16 @@ def _estimation_errors(bench: Bench, weights: Mapping[str, Sequence[Weights]]) -
 
 
 def _condensed(bench: Bench, row: Row) -> dict[str, Any]:
-    """Return the scores on held-out examples, and which coefficient the meta sample chooses."""
-    right, chosen = [], []
+    """Return scores on held-out examples, those of each task too, and the coefficient of the meta sample."""
+    right, chosen, by_task = [], [], []
     for target, trials in zip(bench.targets, row.trials, strict=True):
         on_meta = [measuring.picked(trial, range(target.num_meta)) for trial in trials]
         chosen.append(on_meta.index(best(on_meta)))
         right.append([_held_out(trial, target.num_meta) for trial in trials])
-    return {"method": row.label, "preference": row.kind, "right": right, "chosen": chosen}
+        scores = [[o.score for o in trial.outcomes[target.num_meta :]] for trial in trials]
+        by_task.append([sums_by_task(bench.family.owners, target, own) for own in scores])
+    found = {"method": row.label, "preference": row.kind, "right": right, "chosen": chosen}
+    return found | {"right_by_task": by_task}
 
 
 def _held_out(trial: Trial, num_meta: int) -> float:
