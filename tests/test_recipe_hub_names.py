@@ -57,6 +57,8 @@ def test_a_revision_is_what_git_takes_for_a_branch(name):
             "base_model: 'acme/a--b' is neither an existing folder nor a repository",
         ),
         ({"base_model": "acme/model@a b"}, "base_model: 'a b' is no revision"),
+        ({"base_model": "C:\\models\\base"}, "Folders are written with / between their names"),
+        ({"base_model": ".\\base"}, "Folders are written with / between their names"),
         ({"base_model": "hf://acme/model@x%2Fy..z/part"}, "base_model: 'x/y..z' is no revision"),
         (
             {"evaluation": {"tasks": {"a": {"dataset": "my data"}}}},

@@ -165,6 +165,7 @@ def test_key_written_twice_is_refused(tmp_path):
         ("- a\n- b\n", "not a mapping"),
         ("", "not a mapping"),
         ("a: &x [1]\nb: *x\n", "anchors and aliases"),
+        ("a:\n\tb: 1\n", "indented by spaces, and not by tabs"),
         ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         ("[" * 5000, "recipe.yaml"),
         ("a: 2001-99-99\n", "recipe.yaml"),
@@ -266,6 +267,15 @@ HEAD = "base_model: ./b\ntasks: [{name: a, model: ./a}]\n"
         ("weights: {a: 1}", "preference: {weights: {animals: 0.7"),
         ("method: {name: task_arithmetic, lambda: 0.5}", "it is called scaling here"),
         ("merge_method: ties", "it is called method here"),
+        ("evaluation: {tasks: {a: test.jsonl}}", "write a: {dataset: test.jsonl}"),
+        ("evaluation: {tasks: [test.jsonl]}", "write tasks: {animals: {dataset: me/animals, split: test}}"),
+        ("training: {steps: 1, data: {a: [1]}}", "write a: {dataset: me/a}"),
+        (
+            "training: {steps: 1, data: {a: {dataset: x}}, lora: 8}",
+            "should be a mapping; its keys are rank,",
+        ),
+        ("training: {steps: 1, data: [x]}", "training.data: ['x'] should be a mapping"),
+        ("sites: {north: }", "write sites: {north: "),
     ],
 )
 def test_a_value_in_another_form_is_refused_with_the_one_that_is_meant(tmp_path, text, way):
@@ -287,6 +297,13 @@ def test_a_value_in_another_form_is_refused_with_the_one_that_is_meant(tmp_path,
 def test_tasks_in_another_form_are_told_once_and_not_called_missing(tmp_path, tasks, way):
     text = str(refusal(tmp_path, f"base_model: ./b\ntasks: {tasks}\n"))
     assert way in text and "at least 1" not in text
+
+
+def test_a_misspelt_key_is_not_called_missing_too(tmp_path):
+    text = "basemodel: ./b\ntask: [{name: a, model: ./a}]\nmethod: {name: ties}\n"
+    found = refusal(tmp_path, text).problems
+    assert [one.kind for one in found] == ["unknown_key"] * 2
+    assert [one.key for one in found] == [("basemodel",), ("task",)]
 
 
 def test_no_task_at_all_is_refused(tmp_path):

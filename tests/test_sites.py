@@ -103,7 +103,7 @@ def test_a_selection_does_not_get_the_common_evaluation():
             "the place of the site north too",
         ),
         ({"output": {"pth": "x"}}, "sites.south.output.pth", "did you mean 'path'"),
-        ("uniform", "sites.south", "should be"),
+        ("uniform", "sites.south", "write sites: {north: "),
         ({"sites": {}}, "sites.south.sites", "unknown key"),
         (
             {"preference": {"weights": {"no name": 1}}},

@@ -88,6 +88,8 @@ def way_to_folder(written: str, folder: Path) -> str:
     near = near_folder(written, folder) if written.isprintable() and "://" not in written else ""
     if near:
         return f"Did you mean {near}?"
+    if "\\" in written:
+        return "Folders are written with / between their names, relative to the recipe's own."
     if written.startswith((".", "/", "~")):
         return "Check the path."
     hint = "Relative folders start at the recipe's own folder; start them with ./"

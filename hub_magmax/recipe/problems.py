@@ -47,6 +47,7 @@ _FORMS: Mapping[str, str] = {
     "gradient": "gradient: [0, 0.5, 1]",
     "options": "options: {density: 0.3}",
     "output": "output: {path: merged}",
+    "sites": "sites: {north: {preference: {weights: {animals: 1}}}, south: {}}",
 }
 _OTHER_FORMS = ("model_type", "dict_type", "tuple_type", "list_type")
 
@@ -74,6 +75,7 @@ _RULES: Mapping[str, str] = {
     "int_from_float": "be a whole number",
     "bool_type": "be true or false",
     "bool_parsing": "be true or false",
+    "dict_type": "be a mapping",
     "tuple_type": "be a list, such as [one, another]",
     "list_type": "be a list, such as [one, another]",
     "string_type": "be text",
@@ -133,7 +135,7 @@ def all_problems(
         where: Name of the recipe.
         places: Line and column by key path, where known, or the option that gives the value.
     """
-    listed = [placed(problem, where, places) for problem in problems]
+    listed = [placed(problem, where, places) for problem in _without_misspelt(problems)]
     listed.sort(key=lambda problem: (problem.line or 0, problem.column or 0))
     if len(listed) == 1:
         place = f"{listed[0].file}, {_place(listed[0])}"
@@ -146,6 +148,16 @@ def all_problems(
         found = [*found[:_SHOWN_PROBLEMS], f"and {len(found) - _SHOWN_PROBLEMS} more"]
     what = f"{len(listed)} problems\n  - " + "\n  - ".join(found)
     return RecipeError(what, where=where, problems=(*listed,))
+
+
+def _without_misspelt(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """Yield problems, but for missing keys that the hint about an unknown key beside them names."""
+    found = tuple(problems)
+    meant = {(problem.key[:-1], problem.hint) for problem in found if problem.kind == "unknown_key"}
+    for problem in found:
+        is_missing = problem.kind == "missing_key" and bool(problem.key)
+        if not is_missing or (problem.key[:-1], f"did you mean {problem.key[-1]!r}?") not in meant:
+            yield problem
 
 
 def _place(problem: Problem) -> str:
@@ -200,14 +212,13 @@ def explain(
     for entry in entries:
         path = tuple(entry["loc"])
         if entry["type"] == "extra_forbidden":
-            keys = known if isinstance(known, list) else _known_keys(known, path[:-1])
-            hint = _key_hint(_sought(entry), keys)
+            hint = _key_hint(_sought(entry), _known_keys(known, path[:-1]))
             yield Problem("unknown_key", f"{unknown} {shown(path[-1])}", key=prefix + path, hint=hint)
         elif entry["type"] == "missing":
             text = f"the key {path[-1]!r} is required"
             yield Problem("missing_key", text, key=prefix + path, hint=SEE_SCHEMA)
         elif entry["type"] != "too_short" or not any(_is_below(other["loc"], path) for other in entries):
-            text, way = _value_text(entry, prefix + path)
+            text, way = _value_text(entry, prefix + path, _known_keys(known, path))
             place = tuple(part for part in prefix + path if part != _OF_KEY)
             yield Problem("value", text, key=place, hint=way or SEE_SCHEMA)
 
@@ -235,12 +246,21 @@ def _expected(known: list[str]) -> str:
     return f"expected one of {', '.join(known)}{more}" if known else ""
 
 
-def _value_text(entry: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
-    """Return what is wrong about a value, and how it is written where that can be told."""
+def _value_text(entry: Mapping[str, Any], path: KeyPath, keys: list[str]) -> tuple[str, str]:
+    """Return what is wrong about a value, and how it is written where that can be told.
+
+    Args:
+        entry: Finding of pydantic.
+        path: Key path of the value.
+        keys: Valid keys of the value, if it should be a mapping of those.
+    """
     value = entry["input"]
     key = next((part for part in reversed(path) if isinstance(part, str)), "")
-    if entry["type"] in _OTHER_FORMS and (form := _form(path, value)):
+    is_model = entry["type"] == "model_type"
+    if entry["type"] in _OTHER_FORMS and (form := _form(path, value, keys if is_model else [])):
         return f"{shown(value, 60)} has another form than expected", form
+    if is_model:
+        return f"{shown(value, 60)} should be a mapping", f"its keys are {', '.join(keys)}"
     if entry["type"] == "string_pattern_mismatch" and key in ("name", _OF_KEY):
         rule = "use up to 64 letters, digits, _, . and -, the first a letter or digit"
         return f"{shown(value, 60)} cannot be a name", rule
@@ -249,8 +269,14 @@ def _value_text(entry: Mapping[str, Any], path: KeyPath) -> tuple[str, str]:
     return text, f"write {meant}" if (meant := _meant(value, entry)) else ""
 
 
-def _form(path: KeyPath, value: Any) -> str:
-    """Return how the last known key of a path is written; empty where none is known."""
+def _form(path: KeyPath, value: Any, keys: list[str]) -> str:
+    """Return how a data set, or the last known key of a path, is written; empty where none is known."""
+    last = path[-1] if path else ""
+    if "dataset" in keys and last not in _FORMS:
+        name = value if isinstance(value, str) and value.isprintable() else f"me/{last}"
+        return f"write {last}: {{dataset: {name}}}"
+    if last == "tasks" and len(path) > 1:
+        return "write tasks: {animals: {dataset: me/animals, split: test}}"
     key = str(next((part for part in reversed(path) if part in _FORMS), ""))
     if key == "preference" and value == "uniform":
         return "leave preference out: then every task counts the same"
@@ -288,8 +314,11 @@ def _meant(value: Any, entry: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
+def _known_keys(known: type[BaseModel] | list[str], path: KeyPath) -> list[str]:
     """Return the keys allowed at `path`, following fields to the models they hold."""
+    if isinstance(known, list):
+        return known
+    model = known
     for part in path:
         inner = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
         found = next(_models_in(inner.annotation), None) if inner else None

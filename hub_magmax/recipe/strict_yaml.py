@@ -97,7 +97,9 @@ def read_yaml(text: str, where: str) -> Read:
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "not valid YAML"
         mark = getattr(error, "problem_mark", None)
-        found = _error(f"not valid YAML: {problem}", mark, hint="Check the indentation there.")
+        is_tab = r"'\t'" in problem
+        hint = "YAML is indented by spaces, and not by tabs." if is_tab else "Check the indentation there."
+        found = _error(f"not valid YAML: {problem}", mark, hint=hint)
         raise _in_file(found, where) from error
     except RecipeError as error:
         raise _in_file(error, where) from error
