@@ -375,10 +375,15 @@ def test_keys_can_be_left_out_by_name():
         imported(text, without=["tokens"])
 
 
-@pytest.mark.parametrize("text", ["", "a: b\n", "- 1\n", "license: mit\n", "tasks: []\nbase_model: x\n"])
+@pytest.mark.parametrize("text", ["", "a: b\n", "- 1\n", "license: mit\n"])
 def test_other_texts_are_no_configurations(text):
     with pytest.raises(RecipeError, match="no configuration that can be imported"):
         imported(text)
+
+
+def test_a_recipe_is_called_one():
+    with pytest.raises(RecipeError, match="this is a recipe already"):
+        imported("tasks: []\nbase_model: x\n")
 
 
 @pytest.mark.parametrize("text", ["a: [", "&a [*a, *a]", "[" * 50, "a: &x {<<: *x}\nmerge_method: b\n"])
@@ -556,6 +561,43 @@ def test_nothing_is_written_where_a_line_has_no_counterpart(family, monkeypatch)
     assert call("import", "mix.yml", "--without", "tokenizer.source")[0] == 1  # union is the default
     assert "--without tokenizer" in call("import", "mix.yml")[1]
     assert call("import", "mix.yml", "--without", "tokenizer")[0] == 0
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_before_lines_are_left_out(family, monkeypatch):
+    monkeypatch.chdir(family)
+    scale = "parameters: {scale: [{filter: a, value: 0}, {value: 1}]}"
+    Path("mix.yml").write_text(f"""\
+merge_method: passthrough
+slices:
+  - sources: [{{model: ./none, layer_range: [0, 2], {scale}}}]
+  - sources: [{{model: ./none, layer_range: [1, 3]}}]
+""")
+    code, out, _ = call("import", "mix.yml")
+    assert code == 1 and "./none: there is no such folder" in out and "the recipe's own folder" not in out
+    assert "once the checkpoints above can be read" in out
+    assert "--without merge_method" not in out, "without it there is no merge"
+
+
+def test_values_in_one_line_are_told_apart(family, monkeypatch):
+    monkeypatch.chdir(family)
+    text = models_of("ties", "./a 1", base="./base", rest="parameters: {density: 0.5, normalize: true}\n")
+    Path("mix.yml").write_text(text)
+    out = call("import", "mix.yml")[1]
+    assert "parameters.density " in out and "parameters.normalize " in out
+
+
+def test_names_that_no_recipe_can_have_are_told_with_the_file_that_has_them(family, monkeypatch):
+    monkeypatch.chdir(family)
+    Path("mix.yml").write_text(models_of("linear", "base 1", "C:\\a 1"))
+    code, _, err = call("import", "mix.yml", "--out", "mine.yaml")
+    assert code == 1 and "mix.yml, as a recipe" in err and "with / between their names" in err
+
+
+def test_a_file_that_is_not_there_is_told_with_its_neighbour(family, monkeypatch):
+    monkeypatch.chdir(family)
+    Path("mix.yml").write_text("")
+    code, _, err = call("import", "mik.yml")
+    assert code == 1 and "mik.yml: there is no such file. Did you mean mix.yml?" in err
 
 
 def test_paths_start_at_the_folder_of_the_recipe(family, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from hub_magmax.errors import SourceError
 from hub_magmax.recipe.foreign import STANDARD_INPUT
 from hub_magmax.recipe.importing.mergekit_files import CONFIG_NAME, EXPERTS_NAME, text_of_card
 from hub_magmax.recipe.loading import MAX_RECIPE_BYTES, RecipeText, read_text, text_of
+from hub_magmax.recipe.model_names import near_sibling
 
 #: The card of a model.
 _CARD = "README.md"
@@ -35,6 +36,8 @@ def read_foreign(source: str, stdin: IO[bytes]) -> RecipeText:
     if path.is_dir() or not (path.exists() or path.suffix in (".yml", ".yaml", ".json", ".md")):
         with closing(open_model(source, None)) as model:
             return _of_model(model, path if path.is_dir() else Path())
+    if not path.exists():
+        raise SourceError("there is no such file", where=source, hint=near_sibling(source, path, files=True))
     found = read_text(path)
     if path.suffix == ".md":
         return RecipeText(text_of_card(found.text, found.name), found.name, found.folder)

@@ -49,6 +49,7 @@ class CheckpointFacts:
             try:
                 self._known[place] = self._looked_up(place)
             except HubMagmaxError as error:
+                error.take_from_hints("; relative paths start at the recipe's own folder")  # not here
                 self.unread[place.written] = str(error)
                 LOG.debug("%s: %s", place.written, error)
                 self._known[place] = None

@@ -25,6 +25,9 @@ _WORDS = {"rounding": "up to rounding"}
 #: Characters of a line that are shown, and tensors.
 _MOST, _MOST_TENSORS = 44, 40
 
+#: A key without which there is no merge, so that it cannot be left out.
+_NEEDED = ("merge_method",)
+
 #: Bytes of a file of a merge that is only compared.
 _SHARD_BYTES = 10**9
 
@@ -75,8 +78,9 @@ def import_(
     imported, name, unread = _read(source, folder, here, without, stage)
     values, lines = _values(imported, name, unread), [*_told_lines(imported, unread)]
     if imported.recipe is None:
-        return Answer(values, "\n".join([*lines, _refusal(name, imported.findings)]), ERROR)
-    recipe = _checked(imported, here, out or Path("recipe"))
+        refusal = _refusal(name, imported.findings, is_unread=bool(unread))
+        return Answer(values, "\n".join([*lines, refusal]), ERROR)
+    recipe = _checked(imported, here, name)
     if out is not None:
         _write(imported, name, out)
         lines.append(f"wrote {out}: {_told(imported.verdict)}; `hub-magmax plan {out}` reads its checkpoints")
@@ -131,7 +135,14 @@ def _values(imported: Imported, name: str, unread: dict[str, str]) -> dict[str, 
 def _table(findings: Sequence[Finding]) -> Iterable[str]:
     from hub_magmax.text import at_most, cut_name, printable
 
-    rows = [(f.line, cut_name(printable(f.text), at_most(_MOST)), _told(f.verdict), f.why) for f in findings]
+    keys: dict[int, set[str]] = {}
+    for finding in findings:
+        keys.setdefault(finding.line, set()).add(finding.key_text)
+    texts = [f.text if len(keys[f.line]) == 1 else f.key_text for f in findings]
+    rows = [
+        (f.line, cut_name(printable(text), at_most(_MOST)), _told(f.verdict), f.why)
+        for f, text in zip(findings, texts, strict=True)
+    ]
     widths = [max((len(str(row[column])) for row in rows), default=0) for column in range(3)]
     for line, text, verdict, why in rows:
         yield f"{line:>{widths[0]}}  {text:<{widths[1]}}  {verdict:<{widths[2]}}  {why}"
@@ -141,21 +152,30 @@ def _told(verdict: Verdict) -> str:
     return _WORDS.get(verdict, verdict)
 
 
-def _refusal(name: str, findings: Sequence[Finding]) -> str:
-    """Return what keeps a recipe from being written, and how to go on."""
+def _refusal(name: str, findings: Sequence[Finding], *, is_unread: bool) -> str:
+    """Return what keeps a recipe from being written, and how to go on.
+
+    Args:
+        name: Of the configuration.
+        findings: On its lines.
+        is_unread: Some checkpoints could not be read, for which alone lines may have no counterpart.
+    """
     lost = [finding for finding in findings if finding.verdict == "not representable"]
     if not lost:
         return f"{name}: nothing was written"
     count = len({finding.line for finding in lost})
-    keys = " ".join(f"--without {key}" for key in dict.fromkeys(f.key_text for f in lost if f.key))
+    left_out = [f.key_text for f in lost if f.key and f.key != _NEEDED]
+    keys = " ".join(f"--without {key}" for key in dict.fromkeys(left_out))
     hint = f"; to go on as if they were not there: {keys}" if keys else ""
+    if is_unread:
+        hint = f"; that may change once the checkpoints above can be read (--from: where paths start){hint}"
     return f"{name}: nothing was written, for {count} line(s) are not representable{hint}"
 
 
-def _checked(imported: Imported, folder: Path, where: Path) -> Recipe:
+def _checked(imported: Imported, folder: Path, name: str) -> Recipe:
     from hub_magmax.recipe.loading import parse_recipe
 
-    return parse_recipe(dict(imported.recipe or {}), folder=folder, where=str(where))
+    return parse_recipe(dict(imported.recipe or {}), folder=folder, where=f"{name}, as a recipe")
 
 
 def _write(imported: Imported, name: str, out: Path) -> None:

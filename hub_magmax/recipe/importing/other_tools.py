@@ -54,8 +54,9 @@ def _documents(text: str, where: str) -> list[Marked]:
         raise RecipeError("this is a recipe of sd-mecha, which is not imported", where=where, hint=hint)
     documents = read_documents(text, where)
     if not any(is_mergekit(one) or is_peft(one) for one in documents):
+        is_recipe = any(one.at(("base_model",)) and one.at(("tasks",)) for one in documents)
         raise RecipeError(
-            "this is no configuration that can be imported",
+            "this is a recipe already" if is_recipe else "this is no configuration that can be imported",
             where=where,
             expected="mergekit's (merge_method:, and models: or slices:), or arguments of PEFT's "
             "add_weighted_adapter (adapters:, weights: and combination_type:)",
