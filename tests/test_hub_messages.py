@@ -9,6 +9,7 @@ from huggingface_hub import constants
 import hub_magmax as hm
 from hub_magmax.errors import HubMagmaxError, SourceError
 from hub_magmax.fleet.history import history
+from hub_magmax.fleet.members import find_members
 from hub_magmax.hub import hub_api, hub_errors, retry
 from hub_magmax.pipeline import run
 from hub_magmax.recipe.loading import load_recipe
@@ -87,6 +88,15 @@ def test_a_folder_is_no_repository_with_a_history(family, hub, monkeypatch, verb
     monkeypatch.chdir(family)
     code, _, said = call(verb, "me/only-here")
     assert code == 1 and "me/only-here is a folder here, but only repositories on the Hub are read." in said
+
+
+def test_fleet_asks_an_unreachable_hub_again_in_one_loop(hub, monkeypatch):
+    waits = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    hub.faults.add("/api/models", "status")
+    with pytest.raises(SourceError, match="the Hub answered with an error"):
+        find_members("nobody")
+    assert 1 <= len(waits) <= 6
 
 
 def test_history_asks_an_unreachable_hub_again_in_one_loop(hub, monkeypatch):

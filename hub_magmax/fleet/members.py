@@ -12,7 +12,7 @@ from hub_magmax.checkpoints.locations import repository_of
 from hub_magmax.checkpoints.missing_folders import taken_for_repository
 from hub_magmax.errors import HubMagmaxError, RecipeError, SourceError
 from hub_magmax.files import from_here
-from hub_magmax.hub import hub_api, hub_errors, retry
+from hub_magmax.hub import hub_api, hub_errors
 from hub_magmax.merging.output.report import REPORT_NAME
 from hub_magmax.recipe.loading import parse_text, read_text, site_recipe
 from hub_magmax.recipe.model_names import expanded, is_folder, is_there
@@ -181,7 +181,7 @@ def _of_folder(top: Path) -> list[Member]:
 
 def _of_user(author: str) -> Iterator[Member]:
     with taken_for_repository(author, Path()), hub_errors(author):
-        listed: list[Any] = retry(lambda: [*hub_api().list_models(author=author, full=True)])
+        listed: list[Any] = [*hub_api().list_models(author=author, full=True)]  # asks again by itself
     for info in sorted(listed, key=lambda info: str(info.id)):
         if REPORT_NAME in {file.rfilename for file in info.siblings or ()}:
             yield Member(info.id, info.id)
