@@ -25,8 +25,8 @@ from scipy.optimize import minimize
 from benchmarks.continual.estimating import Estimator
 from benchmarks.continual.protocol import Protocol, draw_targets
 from benchmarks.continual.scoring import RefilledModel
+from benchmarks.continual.significance import t_test_p, wilcoxon_p
 from benchmarks.continual.sources import Family, digits
-from benchmarks.continual.tables import t_test_p, wilcoxon_p
 from benchmarks.page_tables import replace_tables
 from hub_magmax import merge_tensors
 from hub_magmax.checkpoints.locations import ModelPlace

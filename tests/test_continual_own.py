@@ -51,14 +51,13 @@ def test_own_checkpoints_come_into_a_table_of_their_own(folder, tmp_path):
     before = pages.PAGE.read_bytes()
     text = pages.render(results, page)
     assert page.read_text() == text and pages.PAGE.read_bytes() == before
-    assert (
-        "\n## own-mine\n" in text
-        and "`python -m benchmarks.continual --checkpoints mine.yaml`, commit" in text
-    )
+    assert "\n## own-mine\n\n`python -m benchmarks.continual --checkpoints mine.yaml`. 1 seed" in text
     assert str(folder) not in text and str(tmp_path) not in text and "transport sees" not in text
-    # One seed has neither a deviation nor a test over seeds.
-    assert " ± " not in text.split("## own-mine")[1] and "; 1)" not in text and "; one seed)" in text
-    assert "with one seed there is no second test" in text and "1 seed," in text
+    # One seed has neither a deviation nor an interval nor a test.
+    assert " ± " not in text.split("## own-mine")[1] and "(one seed)" in text and "1 seed," in text
+    assert "worst task: uniform" in text and "; p " not in text
+    rest = page.with_name("experiments_own-mine.md").read_text()
+    assert "### Accuracy of the worst task, T = 2" in rest and str(tmp_path) not in rest
 
 
 def test_tasks_that_share_labels_have_the_known_shares_as_preference(folder):

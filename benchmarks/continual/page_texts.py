@@ -1,4 +1,4 @@
-"""What stands before and behind the tables of docs/experiments.md."""
+"""What stands around the tables of docs/experiments.md."""
 
 HEAD = """# Experiments
 
@@ -6,56 +6,61 @@ Written by `python -m benchmarks.continual --render` from `benchmarks/results/ex
 Experiments of one subject stand with it: training and merging in rounds in [alternating.md](alternating.md),
 vectors of quantisation in [quantisation.md](quantisation.md), what can be predicted of a merge in
 [mergeability.md](mergeability.md), routing in [routing.md](routing.md), questions that samples never solve in
-[blindspots.md](blindspots.md), definitions learned by MiniLM in [walkthrough.md](walkthrough.md).
+[blindspots.md](blindspots.md), definitions learned by MiniLM in [walkthrough.md](walkthrough.md). Other data,
+and your own checkpoints: [experiments_own.md](experiments_own.md).
 """
 
 OWN_HEAD = "# Experiments\n\nWritten by `python -m benchmarks.continual` from the results in this folder.\n"
 
-INTRODUCTION = """
+PROTOCOL = """
 Tasks are learned one after the other, each from the checkpoint before it, with a frozen head that all share.
 A target mixes a few tasks, drawn from the test examples; a tenth of it, the meta sample, estimates the
-preference and tunes the scaling coefficient λ, and the rest is scored over all classes. Accuracy is in per
-cent, mean over the targets of a seed, then mean ± standard deviation over seeds.
-
-Every method is tried with the same λ. Three columns say how λ was found: 0.5 for all; on each target's meta
-sample, as `compare` would; the best one in hindsight, found on the scored examples themselves and so no
-result anyone would get. `uniform` is no preference. `labels` counts the labels of the meta sample,
-`transport` fits a mixture of training samples to it without labels; `published` compares the target with
-each task by itself, as in the paper. Methods have their default options. `regmean`, `regmean_plusplus` and
-`fisher` see training examples of every task besides, and so does `average, react`, the average with
-`correction: react`; `regmean_plusplus` has statistics of the merge with λ = 1, and its task vector is scaled.
-`compare` does not choose them below. Left out are `slerp` and `nuslerp`, which merge two models. A cell is
-empty where nothing was measured, or where a method ignores the preference.
+preference and tunes the scaling coefficient λ, and the rest is scored over all classes. `uniform` is no
+preference, `labels` counts the labels of the meta sample; where tasks share labels, the `known` shares stand
+for it. Every method has its default options, tries the same λ, and is tuned by the same rule, as `compare`
+would. Accuracy is in per cent, the mean over the targets of a seed and then over seeds; that of the worst
+task is the lowest among the tasks of a target, averaged likewise.
 """
 
-OTHERS = """
-## Other data
+CLAIMS = """
+## Claims
 
-Not run where this page was written. The same code is tested with small models, and data of the same form on
-disk. Each command learns, measures, and adds its section to this page; a finished checkpoint is kept.
+Chosen from what digits showed, and frozen in `benchmarks/continual/claims.py` before the other data were
+measured: on digits they are explored, on definitions and sentiment tested. λ is tuned unless the claim says
+otherwise. A cell has the points that the first is ahead of the second, with a 95 % interval; the effect size,
+Cohen's d of paired seeds, with its interval; and the p-value of a paired t-test, two-sided, after Holm's
+correction over all claims of the data set. The unit is the seed: targets of one seed share checkpoints. With
+as many targets for every seed, this is the test of a mixed model with a random effect of the seed. Confirmed
+is p < .01 in the direction claimed, refuted in the other one. The best rival in hindsight is chosen on the
+scored examples themselves, among the methods that see no training examples.
 
-```console
-accelerate launch -m benchmarks.continual --data cifar100     # CLIP ViT-B/16; 5, 20 and 50 tasks
-accelerate launch -m benchmarks.continual --data imagenet-r
-accelerate launch -m benchmarks.continual --data language --sequence four            # T5-large
-accelerate launch -m benchmarks.continual --data language --sequence four --adapters # LoRA on q and v
-accelerate launch -m benchmarks.continual --data language --sequence fifteen
-```
+"""
 
-AdamW, weight decay 0.1, cosine with 10 % warm-up, gradient norm at most 1, 10 epochs, batch 128; learning
-rate 1e-5, and 1e-3 for adapters, which is a choice of ours. Image tower and projection are learned against a
-frozen head made of the class names; classes are grouped at random, by seed. ImageNet-R has no training split:
-four fifths of it become one. After each task an adapter's product (rank 8, factor 32/8) is added to the
-weights. For texts the preference is the known mixing ratio. `--dataset`, and a YAML file for `--sequence`,
-take other data of the same form.
+QUESTIONS = """
+## Questions
 
-Checkpoints that are there already need a recipe only, with examples for every task under `evaluation`, and
-one for each seed. Nothing is learned then:
+Points with 95 % intervals over seeds, λ tuned and the preference from labels unless said otherwise; p-values
+here are not corrected. The command for each data set stands with its tables below.
+"""
 
-```console
-python -m benchmarks.continual --checkpoints mine-0.yaml mine-1.yaml --output mine
-```
+RANKED = """
+## Methods
 
-Results of your own data, checkpoints or settings, and their page `experiments.md`, go to `--output`, by
-default `experiments/results`, and never to this page.
+Accuracy with λ tuned, mean ± standard deviation over seeds; families by their best method, and methods by
+the better of their columns. `regmean`, `regmean_plusplus`, `fisher` and `average, react` (the average with
+`correction: react`) see training examples of every task. A cell is empty where nothing was measured, or where
+a method ignores the preference. Left out are `slerp` and `nuslerp`, which merge two models.
+
+Pictures: accuracy with λ tuned, with 95 % intervals over seeds; and the points that methods lose at each λ to
+the row and λ that are best in hindsight.
+"""
+
+COLUMNS = """
+Every method is tried with the same λ. Three columns say how λ was found: 0.5 for all; on each target's meta
+sample, as `compare` would; the best one in hindsight, found on the scored examples themselves and so no
+result anyone would get. Accuracy is in per cent, mean over the targets of a seed, then mean ± standard
+deviation over seeds. `transport` fits a mixture of training samples to the meta sample without labels;
+`published` compares the target with each task by itself, as in the paper. `regmean_plusplus` has statistics
+of the merge with λ = 1, and its task vector is scaled. `compare` does not choose methods that see training
+examples. A cell is empty where nothing was measured, or where a method ignores the preference.
 """

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-Results = Sequence[Mapping[str, Any]]
+from benchmarks.continual.claims import Measure
+from benchmarks.continual.rows import (
+    WAYS,
+    Key,
+    Results,
+    accuracies,
+    base_accuracies,
+    by_seed,
+    hindsight,
+    is_measured,
+    keys,
+    mean,
+    preference_of,
+    scalings,
+    sizes,
+    spread,
+)
+from benchmarks.continual.significance import holm, paired
+from benchmarks.continual.verdicts import verdicts
 
 OURS = "tunable_magmax algorithm-1"
 AGREEMENT = "agreement"
 TOP_N = "tunable_magmax top-n"
-
-#: Baselines: methods as they are without a preference.
-CLAIMED = (
-    ("last_task", "uniform"),
-    ("random_mix", "uniform"),
-    ("average", "uniform"),
-    ("ties", "uniform"),
-    ("magmax", "uniform"),
-)
-
-#: Source of a row's scaling coefficient: the same for all, found on each meta sample, or in hindsight.
-WAYS = ("fixed", "tuned", "hindsight")
 
 
 def make_tables(results: Results) -> dict[str, Any]:
@@ -32,34 +36,50 @@ def make_tables(results: Results) -> dict[str, Any]:
     numbers = sorted({result["num_tasks"] for result in results})
     parts = {number: [result for result in results if result["num_tasks"] == number] for number in numbers}
     tables = (
+        preference_of,
         main_table,
         paired_tests,
         agreement_tests,
         schedules,
         numbers_of_tasks,
         sample_sizes,
+        sample_losses,
         selections,
         regrets,
         estimates,
     )
-    return {table.__name__: {str(n): table(part) for n, part in parts.items()} for table in tables}
+    found = {table.__name__: {str(n): table(part) for n, part in parts.items()} for table in tables}
+    return {"claims": {str(n): rows for n, rows in verdicts(parts).items()}, **found}
 
 
 def main_table(results: Results) -> list[dict[str, Any]]:
-    """Return accuracy by method and preference; mean and standard deviation over seeds."""
-    base = [_mean(np.array(result["base_model"]) / _sizes(result)) for result in results]
-    rows = [{"method": "base model", "preference": "", "fixed": _spread(base)}]
+    """Return accuracy by method and preference; mean and standard deviation over seeds.
+
+    `worst` has the same for the worst task of each target, where scores by task are stored.
+    """
+    base: dict[str, Any] = {"fixed": spread([mean(base_accuracies(result)) for result in results])}
+    if all("base_model_by_task" in result for result in results):
+        base["worst"] = {"fixed": spread([mean(base_accuracies(result, "worst")) for result in results])}
+    rows = [{"method": "base model", "preference": "", **base}]
     for key in keys(results):
-        found = {way: _spread(_by_seed(results, key, way)) for way in WAYS}
-        scaling = _scalings(results)[_hindsight(results, key)]
-        rows.append({"method": key[0], "preference": key[1], **found, "hindsight_scaling": scaling})
+        found = _by_way(results, key, "mean")
+        if is_measured(results, key, "worst"):
+            found["worst"] = _by_way(results, key, "worst")
+        rows.append({"method": key[0], "preference": key[1], **found})
     return rows
+
+
+def _by_way(results: Results, key: Key, measure: Measure) -> dict[str, Any]:
+    scaling = scalings(results)[hindsight(results, key, measure)]
+    found = {way: spread(by_seed(results, key, way, measure)) for way in WAYS}
+    return {**found, "hindsight_scaling": scaling}
 
 
 def paired_tests(results: Results) -> list[dict[str, Any]]:
     """Return how far Tunable MAGMAX is ahead of every other row, and how sure that is.
 
-    Its preference is from labels, or the known one where there is no other.
+    Its preference is from labels, or the known one where there is no other. Holm's correction is over the
+    rows, for each source of λ by itself.
     """
     return _ahead(results, OURS)
 
@@ -70,13 +90,20 @@ def agreement_tests(results: Results) -> list[dict[str, Any]]:
 
 
 def _ahead(results: Results, method: str) -> list[dict[str, Any]]:
-    ours = method, next(iter(results[0]["compare"]))
-    return [
-        {"method": other[0], "preference": other[1]}
-        | {way: _paired(results, ours, other, way) for way in ("fixed", "tuned")}
-        for other in keys(results)
-        if other != ours
-    ]
+    ours = method, preference_of(results)
+    rows = [{"method": other[0], "preference": other[1]} for other in keys(results) if other != ours]
+    for way in ("fixed", "tuned"):
+        tests = [_difference(results, ours, (row["method"], row["preference"]), way) for row in rows]
+        known = [test["p"] for test in tests if test["p"] is not None]
+        corrected = holm(known) if len(known) == len(tests) else [None] * len(tests)
+        for row, test, p in zip(rows, tests, corrected, strict=True):
+            row[way] = test | {"holm": p}
+    return rows
+
+
+def _difference(results: Results, first: Key, second: Key, way: str) -> dict[str, Any]:
+    pairs = zip(by_seed(results, first, way), by_seed(results, second, way), strict=True)
+    return paired([one - other for one, other in pairs]).to_dict()
 
 
 def schedules(results: Results) -> list[dict[str, Any]]:
@@ -100,17 +127,47 @@ def sample_sizes(results: Results) -> list[dict[str, Any]]:
     return _averaged(flat, "rows", ("kind", "size"), ("error", *methods))
 
 
+def sample_losses(results: Results) -> list[dict[str, Any]]:
+    """Return what fewer target examples lose to the most that were tried, with the seed as unit."""
+    flat = [row | {"seed": result["seed"]} for result in results for row in result["sample_sizes"]]
+    if not flat:
+        return []
+    largest = max(row["size"] for row in flat)
+
+    def of_seeds(kind: str, method: str, size: int) -> list[float]:
+        found: dict[int, list[float]] = {}
+        for row in flat:
+            if (row["kind"], row["size"]) == (kind, size):
+                found.setdefault(row["seed"], []).append(row["scores"][method])
+        return [mean(values) for values in found.values()]
+
+    cases = dict.fromkeys((row["kind"], method, row["size"]) for row in flat for method in row["scores"])
+    return [
+        {"kind": kind, "method": method, "size": size, "largest": largest}
+        | paired(
+            [
+                most - few
+                for most, few in zip(
+                    of_seeds(kind, method, largest), of_seeds(kind, method, size), strict=True
+                )
+            ]
+        ).to_dict()
+        for kind, method, size in cases
+        if size < largest
+    ]
+
+
 def selections(results: Results) -> list[dict[str, Any]]:
     """Return the accuracy of both selections of Tunable MAGMAX by scaling coefficient."""
     kinds = [kind for method, kind in keys(results) if method == TOP_N]
     return [
         {"preference": kind, "scaling": scaling}
         | {
-            method: _mean([_mean(_accuracies(result, (method, kind))[:, column]) for result in results])
+            method: mean([mean(accuracies(result, (method, kind))[:, column]) for result in results])
             for method in (OURS, TOP_N)
         }
         for kind in kinds
-        for column, scaling in enumerate(_scalings(results))
+        for column, scaling in enumerate(scalings(results))
     ]
 
 
@@ -123,24 +180,29 @@ def _regret(results: Results, kind: str) -> dict[str, Any]:
     tried = [key for key in keys(results) if key[1] in ("uniform", kind) and _is_compared(results, key[0])]
     # One row per seed, one column per candidate.
     fixed = np.array(
-        [np.concatenate([_accuracies(result, key).mean(axis=0) for key in tried]) for result in results]
+        [np.concatenate([accuracies(result, key).mean(axis=0) for key in tried]) for result in results]
     )
     chosen = [
-        _mean(np.array([choice["right"] for choice in result["compare"][kind]]) / _sizes(result))
+        mean(np.array([choice["right"] for choice in result["compare"][kind]]) / sizes(result))
         for result in results
     ]
     best = int(fixed.mean(axis=0).argmax())
-    method, preference = tried[best // len(_scalings(results))]
-    scaling = _scalings(results)[best % len(_scalings(results))]
+    (method, preference), scaling = (
+        tried[best // len(scalings(results))],
+        scalings(results)[best % len(scalings(results))],
+    )
     rows = [
         {"seed": result["seed"], "chosen": own, "best": float(row.max()), "regret": float(row.max()) - own}
         for result, own, row in zip(results, chosen, fixed, strict=True)
     ]
+    lost = [one - own for one, own in zip(fixed[:, best].tolist(), chosen, strict=True)]
     return {
         "seeds": rows,
-        "regret": _mean([row["regret"] for row in rows]),
+        "regret": mean([row["regret"] for row in rows]),
         "best": {"method": method, "preference": preference, "scaling": scaling},
-        "regret_to_best": float(fixed.mean(axis=0)[best]) - _mean(chosen),
+        "regret_to_best": float(fixed.mean(axis=0)[best]) - mean(chosen),
+        "test": paired([row["regret"] for row in rows]).to_dict(),
+        "test_to_best": paired(lost).to_dict(),
     }
 
 
@@ -151,82 +213,7 @@ def _is_compared(results: Results, method: str) -> bool:
 
 def estimates(results: Results) -> dict[str, float]:
     """Return, by kind, how far estimated weights are from the target's shares, summed over tasks."""
-    return {kind: _mean([_mean(r["estimates"][kind]) for r in results]) for kind in results[0]["estimates"]}
-
-
-def keys(results: Results) -> list[tuple[str, str]]:
-    """Return method and preference of every row that all families have."""
-    found = [[(row["method"], row["preference"]) for row in result["rows"]] for result in results]
-    return [key for key in found[0] if all(key in other for other in found)]
-
-
-def _scalings(results: Results) -> list[float]:
-    return list(results[0]["protocol"]["scalings"])
-
-
-def _sizes(result: Mapping[str, Any]) -> np.ndarray:
-    return np.array([target["held_out"] for target in result["targets"]])
-
-
-def _row(result: Mapping[str, Any], key: tuple[str, str]) -> Mapping[str, Any]:
-    return next(row for row in result["rows"] if (row["method"], row["preference"]) == key)
-
-
-def _accuracies(result: Mapping[str, Any], key: tuple[str, str]) -> np.ndarray:
-    """Return accuracy by target and scaling coefficient."""
-    return np.array(_row(result, key)["right"]) / _sizes(result)[:, None]
-
-
-def _hindsight(results: Results, key: tuple[str, str]) -> int:
-    """Return which coefficient does best on the held-out examples themselves, over all seeds."""
-    return int(np.mean([_accuracies(result, key).mean(axis=0) for result in results], axis=0).argmax())
-
-
-def _by_target(results: Results, key: tuple[str, str], way: str) -> list[np.ndarray]:
-    """Return, by seed, the accuracy on every target."""
-    if way == "tuned":
-        return [
-            _accuracies(r, key)[np.arange(len(_sizes(r))), np.array(_row(r, key)["chosen"])] for r in results
-        ]
-    fixed = results[0]["protocol"]["fixed"]
-    column = _scalings(results).index(fixed) if way == "fixed" else _hindsight(results, key)
-    return [_accuracies(result, key)[:, column] for result in results]
-
-
-def _by_seed(results: Results, key: tuple[str, str], way: str) -> list[float]:
-    return [_mean(values) for values in _by_target(results, key, way)]
-
-
-def _paired(
-    results: Results, first: tuple[str, str], second: tuple[str, str], way: str
-) -> dict[str, float | None]:
-    pairs = zip(_by_target(results, first, way), _by_target(results, second, way), strict=True)
-    differences = [one - other for one, other in pairs]
-    return {
-        "difference": _mean([_mean(values) for values in differences]),
-        "wilcoxon": wilcoxon_p(np.concatenate(differences)),
-        "t_test": t_test_p([_mean(values) for values in differences]),
-    }
-
-
-def wilcoxon_p(differences: np.ndarray) -> float:
-    """Return the two-sided p-value of Wilcoxon's signed ranks; 1 where nothing differs."""
-    from scipy.stats import wilcoxon
-
-    if not np.any(differences):
-        return 1.0
-    return float(wilcoxon(differences, zero_method="zsplit", method="approx").pvalue)
-
-
-def t_test_p(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of Student's t; 1 where nothing differs, None for a single value."""
-    from scipy.stats import ttest_1samp
-
-    if len(differences) < 2:
-        return None
-    if len(set(differences)) == 1:
-        return 1.0
-    return float(ttest_1samp(differences, 0.0).pvalue)
+    return {kind: mean([mean(r["estimates"][kind]) for r in results]) for kind in results[0]["estimates"]}
 
 
 def _averaged(
@@ -240,18 +227,9 @@ def _averaged(
             [row[value] for row in result[name] if tuple(row[key] for key in by) == group]
             for result in results
         ]
-        return _mean([_mean(part) for part in inside if part])
+        return mean([mean(part) for part in inside if part])
 
     return [
         dict(zip(by, group, strict=True)) | {value: mean_of(group, value) for value in values}
         for group in groups
     ]
-
-
-def _mean(values: Sequence[float] | np.ndarray) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _spread(values: Sequence[float]) -> list[float]:
-    """Return mean and standard deviation; the mean alone of a single value."""
-    return [_mean(values), *([float(np.std(values, ddof=1))] if len(values) > 1 else [])]
