@@ -24,7 +24,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, get_linear_schedule_with_warmup
 
-from benchmarks.wordnet import glosses, save
+from benchmarks.sentence_classifiers import save
+from benchmarks.wordnet import glosses
 from hub_magmax.evaluation.blind_spots import BLIND_SPOTS_NAME, BlindSpots, read_blind_spots
 from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.files import read_json, write_text

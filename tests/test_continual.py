@@ -331,6 +331,6 @@ def test_the_known_shares_are_a_preference():
 
 def test_processes_of_their_own_can_import_what_they_do():
     # They cannot import the module that was run as a program.
-    for function in (main.measure_digits, main.Progress):
+    for function in (main.measure_job, main.packaged_family, main.Progress):
         assert not function.__module__.endswith("__main__")
         assert getattr(import_module(function.__module__), function.__name__) is function

@@ -1,6 +1,7 @@
 """Learn tasks one after the other, merge them for targets that mix a few, and measure every method.
 
     python -m benchmarks.continual                            the digits: five seeds, 5 and 10 tasks
+    python -m benchmarks.continual --data definitions --encoder MINILM --source data.noun
     accelerate launch -m benchmarks.continual --data cifar100 --tasks 5 20 50
     accelerate launch -m benchmarks.continual --data language --sequence four --adapters
     python -m benchmarks.continual --checkpoints mine.yaml --output mine
@@ -16,18 +17,20 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 from benchmarks.continual.own import own_family
+from benchmarks.continual.packaged import PROTOCOL, packaged_family
 from benchmarks.continual.pages import PAGE, RESULTS, render, store, stored
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import commit, measure
-from benchmarks.continual.sources import Family
-from benchmarks.continual.workers import Progress, measure_digits
+from benchmarks.continual.sources import Family, digits
+from benchmarks.continual.workers import Job, Progress, measure_job
 
 #: Examples in a target, where there are enough of them.
 LARGE = 1000
@@ -35,20 +38,33 @@ LARGE = 1000
 #: With adapters, which start from nothing; a choice of ours.
 ADAPTER_LEARNING_RATE = 1e-3
 
+#: Numbers of tasks of the data that need a minute and no network.
+NUM_TASKS = {"digits": (5, 10), "definitions": (5,), "sentiment": (4,), "languages": (6,)}
 
-def all_digits(options: argparse.Namespace) -> Iterator[str]:
-    """Yield the names of the families of digits as they are stored."""
-    at = commit()
-    jobs = [
-        (options.folder, num_tasks, seed, at, results_of(options)[0])
-        for seed in range(options.seeds)
-        for num_tasks in options.tasks or (5, 10)
-    ]
+
+def all_small(options: argparse.Namespace) -> Iterator[str]:
+    """Yield the names of the families of digits or packaged texts as they are stored."""
+    jobs = [*_jobs(options)]
     if options.workers == 1:
-        yield from (measure_digits(*job) for job in jobs)
+        yield from map(measure_job, jobs)
         return
     with ProcessPoolExecutor(options.workers, get_context("spawn")) as pool:
-        yield from pool.map(measure_digits, *zip(*jobs, strict=True))
+        yield from pool.map(measure_job, jobs)
+
+
+def _jobs(options: argparse.Namespace) -> Iterator[Job]:
+    at, results = commit(), results_of(options)[0]
+    for seed in range(options.first_seed, options.first_seed + options.seeds):
+        for num_tasks in options.tasks or NUM_TASKS[options.data]:
+            protocol, folder = Protocol(), options.folder
+            make: Callable[..., Family] = partial(digits, folder, num_tasks, seed)
+            if options.data != "digits":
+                protocol, folder = PROTOCOL, options.folder / options.data
+                what = options.data, options.source, options.encoder, folder, num_tasks, seed
+                make = partial(packaged_family, *what)
+            flags = f"--data {options.data}"
+            flags += f" --first-seed {options.first_seed}" if options.first_seed else ""
+            yield Job(options.data, flags, make, protocol, folder / "scores", results, at)
 
 
 def all_learned(options: argparse.Namespace) -> Iterator[str]:
@@ -163,11 +179,23 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     add = parser.add_argument
-    add("--data", choices=("digits", "cifar100", "imagenet-r", "language"), default="digits")
+    add("--data", choices=(*NUM_TASKS, "cifar100", "imagenet-r", "language"), default="digits")
     add("--folder", type=Path, default=Path("experiments"), help="checkpoints and outcomes")
     add("--tasks", type=int, nargs="+", help="numbers of tasks, by default 5 10, or 5 20 50 for images")
     add("--seeds", type=int, default=5)
-    add("--workers", type=int, default=os.cpu_count(), help="digits: processes of one thread each")
+    add("--first-seed", type=int, default=0)
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="digits and packaged texts: processes of one thread",
+    )
+    add("--encoder", type=Path, help="packaged texts: all-MiniLM-L6-v2")
+    add(
+        "--source",
+        type=Path,
+        help="definitions: data.noun; sentiment: hutto_ICWSM_2014; languages: apt's lists",
+    )
     add("--model", help=f"by default {_CLIP} or {_T5}")
     add("--dataset", help="images from another place, such as a folder, with the same columns")
     add("--sequence", default="four", help="language: four, fifteen, or a YAML file like those")
@@ -178,14 +206,17 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--checkpoints", type=Path, nargs="+", metavar="RECIPE", help="your own, one recipe for each seed")
     add("--output", type=Path, help="folder of results and page, instead of this repository's")
     add("--render", action="store_true", help="write the page from the stored results alone")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.data in NUM_TASKS.keys() - {"digits"} and not (options.encoder and options.source):
+        parser.error(f"--data {options.data} needs --encoder and --source")
+    return options
 
 
 def main() -> None:
     options = parse()
     if not options.render:
-        is_digits = options.data == "digits" and not options.checkpoints
-        for name in all_digits(options) if is_digits else all_learned(options):
+        is_small = options.data in NUM_TASKS and not options.checkpoints
+        for name in all_small(options) if is_small else all_learned(options):
             print(f"{name}: stored", flush=True)
     if os.environ.get("RANK", "0") == "0":
         results, page = results_of(options)

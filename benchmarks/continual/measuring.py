@@ -73,6 +73,19 @@ class Row:
     trials: tuple[tuple[Trial, ...], ...]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Examples in batches, short texts first, since a batch is padded to its longest text.
+
+    Attributes:
+        batches: As the evaluator takes them.
+        places: Of each example in them.
+    """
+
+    batches: Sequence[Any]
+    places: np.ndarray
+
+
 class Bench(AbstractContextManager["Bench"]):
     """A family's checkpoints and test examples, ready to merge and score.
 
@@ -93,8 +106,13 @@ class Bench(AbstractContextManager["Bench"]):
     def __exit__(self, *exception: object) -> None:
         self._scorer.__exit__(*exception)
 
-    def _encode(self, rows: Iterable[int]) -> list[Any]:
-        return self._scorer.encode(self.family.test.select(rows), self.family.columns)
+    def _encode(self, rows: Iterable[int]) -> Encoded:
+        chosen, columns = self.family.test.select(rows), self.family.columns
+        name = columns.input_column or ("text" if "text" in chosen.column_names else None)
+        values = chosen[name][:] if name else []
+        lengths = [len(value) if isinstance(value, str) else 0 for value in values] or [0] * len(chosen)
+        order = np.argsort(lengths, kind="stable")
+        return Encoded(self._scorer.encode(chosen.select(order), columns), np.argsort(order, kind="stable"))
 
     @property
     def uniform(self) -> Weights:
@@ -103,12 +121,14 @@ class Bench(AbstractContextManager["Bench"]):
     def base_model(self) -> tuple[Outcome, ...]:
         """Return the base model's outcomes on all test examples."""
         method = Method(name="last_task")
-        return next(self._scorer.trials(method, (0.0,), self.uniform, self._all)).outcomes
+        trial = next(self._scorer.trials(method, (0.0,), self.uniform, self._all.batches))
+        return picked(trial, self._all.places).outcomes
 
     def fixed(self, method: Method, weights: Weights, target: int | None = None) -> Trial:
         """Return the trial at the protocol's fixed coefficient, on all test examples or a target's."""
-        batches = self._all if target is None else self._by_target[target]
-        return next(self._scorer.trials(method, (self.protocol.fixed,), weights, batches))
+        encoded = self._all if target is None else self._by_target[target]
+        trial = next(self._scorer.trials(method, (self.protocol.fixed,), weights, encoded.batches))
+        return picked(trial, encoded.places)
 
     def row(self, method: Method, kind: str, weights: Sequence[Weights], *, corrected: bool = False) -> Row:
         """Return what a method does to every target, given each one's weights; equal ones are merged once."""
@@ -128,12 +148,14 @@ class Bench(AbstractContextManager["Bench"]):
         """
         sizes = [len(self.targets[number].rows) for number in members]
         whole = sum(sizes) > len(self.family.owners)
-        batches = self._all if whole else [batch for number in members for batch in self._by_target[number]]
+        encoded = [self._all] if whole else [self._by_target[number] for number in members]
+        batches = [batch for part in encoded for batch in part.batches]
         scalings = self.protocol.scalings
         trials = list(self._scorer.trials(method, scalings, weights, batches, corrected=corrected))
         for number, size, end in zip(members, sizes, np.cumsum(sizes).tolist(), strict=True):
-            rows = self.targets[number].rows if whole else range(end - size, end)
-            yield tuple(picked(trial, rows) for trial in trials)
+            own = self._by_target[number].places
+            places = self._all.places[[*self.targets[number].rows]] if whole else own + end - size
+            yield tuple(picked(trial, places.tolist()) for trial in trials)
 
 
 def recipe_of(family: Family) -> Recipe:

@@ -84,7 +84,7 @@ def measure(
 def _facts(bench: Bench, weights: Mapping[str, Sequence[Weights]], base: Sequence[float]) -> dict[str, Any]:
     """Return what results begin with; two with the same are of the same checkpoints, targets and machine."""
     family, targets = bench.family, bench.targets
-    facts = {
+    facts = ({"sources": dict(family.sources)} if family.sources else {}) | {
         "family": family.name,
         "num_tasks": len(family.tasks),
         "seed": family.seed,
@@ -228,9 +228,8 @@ def _rows(
     """Return a method under each preference; without the published estimate for any but Tunable MAGMAX."""
     found: dict[Key, Row | dict[str, Any]] = {}
     for kind, given in weights.items():
-        ignored = kind != "uniform" and not measuring.uses_preference(method)
         filled = locked_method(method)
-        if ignored or (kind.endswith("published") and filled != locked_method(measuring.TUNABLE)):
+        if not _is_tried(bench.family, method, kind):
             continue
         label = Candidate(filled, kind, given[0]).label + (CORRECTED if corrected else "")
         name, made_from = f"{label}, {kind}", _row_made_from(bench, method, given, corrected=corrected)
@@ -246,6 +245,15 @@ def _rows(
         )
         found[label, kind] = _unpacked(bench, method, label, kind, given, packed)
     return found
+
+
+def _is_tried(family: Family, method: Method, kind: str) -> bool:
+    """Say whether a method is merged under a kind of preference."""
+    if kind.endswith("published"):
+        return locked_method(method) == locked_method(measuring.TUNABLE)
+    if kind == "transport" and family.transported is not None and method.name not in family.transported:
+        return False
+    return kind == "uniform" or measuring.uses_preference(method)
 
 
 def _row_made_from(

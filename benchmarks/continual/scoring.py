@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.continual.corrected import Corrector
+from benchmarks.continual.frozen import FrozenStart
 from hub_magmax.analysis.candidates import Candidate
 from hub_magmax.analysis.tuning import Trial
 from hub_magmax.checkpoints.locations import location_of
@@ -52,7 +53,8 @@ class Scorer(AbstractContextManager["Scorer"]):
             self._merger = stack.enter_context(InMemoryMerger(recipe, locked))
             kinds = self._evaluator.model_class, self._evaluator.processor_class
             place = location_of(locked.base_model, recipe.folder).model_place
-            self._model = RefilledModel(load_model(place, *kinds, spec.evaluator.name))
+            unchanged = _unchanged(self._merger)
+            self._model = RefilledModel(load_model(place, *kinds, spec.evaluator.name), unchanged)
             self._with_statistics: dict[tuple[str, tuple[float, ...] | None], InMemoryMerger] = {}
             self._stack = stack.pop_all()
 
@@ -110,6 +112,22 @@ class Scorer(AbstractContextManager["Scorer"]):
         return merger.merge(locked_method(method), own)
 
 
+def _unchanged(merger: InMemoryMerger) -> dict[str, Tensor]:
+    """Return the tensors that are the same in the base model and every task's checkpoint, by name."""
+    tasks = range(len(merger.plan.recipe.tasks))
+    single = locked_method(Method(name="single_task"))
+
+    def own(task: int, scaling: float) -> dict[str, Tensor]:
+        weights = tuple(float(one == task) for one in tasks)
+        return merger.merge(single, weights).weights(scaling)
+
+    found = own(0, 0.0)
+    for task in tasks:
+        of_task = own(task, 1.0)
+        found = {name: tensor for name, tensor in found.items() if torch.equal(tensor, of_task[name])}
+    return found
+
+
 def _with_statistics(
     recipe: Recipe, method: Method, weights: tuple[float, ...], examples: Mapping[str, Data], folder: Path
 ) -> Recipe:
@@ -134,10 +152,13 @@ class RefilledModel:
 
     Args:
         loaded: Is left as it is.
+        unchanged: Tensors of its files that are the same in nearly all weights that it will get; blocks at
+            its start that have no others run once for each batch of texts.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self.loaded = loaded
+    def __init__(self, loaded: LoadedModel, unchanged: Mapping[str, Tensor] | None = None) -> None:
+        self.loaded, self._unchanged = loaded, unchanged or {}
+        self._start: FrozenStart | None = None
         self._copy: LoadedModel | None = None
         self._slots: Mapping[str, Tensor] | None = None
 
@@ -156,6 +177,9 @@ class RefilledModel:
         with torch.no_grad():
             for name, tensor in weights.items():
                 self._slots[name].copy_(tensor)
+        if self._start is None:
+            self._start = FrozenStart(self._copy.network, self._slots, self._unchanged)
+        self._start.check(weights)
         return self._copy
 
 

@@ -4,24 +4,49 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.continual.pages import store, stored
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import measure
-from benchmarks.continual.sources import digits
+from benchmarks.continual.sources import Family
 
 
-def measure_digits(folder: Path, num_tasks: int, seed: int, at: str, results: Path) -> str:
-    """Make one family of digits, measure it, store its results; for a process of its own."""
+@dataclass(frozen=True)
+class Job:
+    """One family to make and measure, for a process of its own.
+
+    Attributes:
+        data: Name that its results are stored under.
+        flags: Options that asked for it.
+        make: Makes the family, given `report`.
+        protocol: How it is measured.
+        scores: Folder of pieces that are measured already.
+        results: Folder of stored results.
+        at: Commit that is noted.
+    """
+
+    data: str
+    flags: str
+    make: Callable[..., Family]
+    protocol: Protocol
+    scores: Path
+    results: Path
+    at: str
+
+
+def measure_job(job: Job) -> str:
+    """Make a family, measure it with one thread, store its results, and return its name."""
     import torch
 
     torch.set_num_threads(1)
     report = Progress()
-    family = digits(folder, num_tasks, seed, report=report)
-    before = stored("digits", family.name, results)
-    result = measure(family, Protocol(), folder / "scores", at=at, stored=before, report=report)
-    store("digits", "--data digits", result, results)
+    family = job.make(report=report)
+    before = stored(job.data, family.name, job.results)
+    result = measure(family, job.protocol, job.scores, at=job.at, stored=before, report=report)
+    store(job.data, job.flags, result, job.results)
     return family.name
 
 

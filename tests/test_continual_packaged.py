@@ -1,0 +1,211 @@
+"""Families of packaged texts: small files of the same form, an encoder of six small layers."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from benchmarks.continual import measuring
+from benchmarks.continual.frozen import FrozenStart
+from benchmarks.continual.measuring import Bench
+from benchmarks.continual.packaged import (
+    CLEAR,
+    DOMAINS,
+    LANGUAGES,
+    SECTIONS,
+    definitions,
+    languages,
+    packaged_family,
+    sentiment,
+)
+from benchmarks.continual.protocol import Protocol
+from benchmarks.continual.results import measure
+from hub_magmax.analysis.candidates import Candidate
+from hub_magmax.analysis.tuning import CandidateScorer
+from hub_magmax.pipeline import lock
+from hub_magmax.recipe.matching import locked_method
+from tests.test_walkthrough import sources  # noqa: F401  (a fixture)
+
+PROTOCOL = Protocol(
+    mixtures=((1, 1), (3, 1)),
+    draws=1,
+    largest=40,
+    scalings=(0.5, 1.0),
+    ratios=(0.5, 2.0),
+    sizes=(1, 5),
+    subsets=1,
+)
+
+
+@pytest.fixture
+def family(sources, tmp_path):  # noqa: F811
+    encoder, nouns = sources
+    made = packaged_family("definitions", nouns, encoder, tmp_path / "made", 2, 3)
+    few = {task: data.model_copy(update={"split": "train[:20]"}) for task, data in made.statistics.items()}
+    return replace(made, statistics=few, num_statistics=20)
+
+
+def texts_of(parts):
+    return [text for classes in parts.values() for texts in classes.values() for text in texts]
+
+
+def test_parts_of_definitions_share_no_text(sources):  # noqa: F811
+    found = definitions(sources[1], 0)
+    parts = (
+        [text for texts in found.head.values() for text in texts],
+        *map(texts_of, (found.train, found.test)),
+    )
+    assert all(parts) and sum(map(len, parts)) == len({text for part in parts for text in part})
+    assert [*found.hashes] == ["data.noun"] and len(found.hashes["data.noun"]) == 64
+
+
+def test_sentiment_takes_clear_ratings_as_many_of_each_kind(tmp_path):
+    for start in DOMAINS.values():
+        rows = [(f"{start} {number}", (-1) ** number * (number % 5) / 2) for number in range(200)]
+        lines = [f"{number}\t{mean}\t{text}\n" for number, (text, mean) in enumerate(rows)]
+        (tmp_path / f"{start}_GroundTruth.txt").write_text("".join(lines), encoding="latin-1")
+    found = sentiment(tmp_path, 0)
+    rated = dict(rows)
+    for part in (found.train, found.test):
+        assert [*part] == [*DOMAINS]
+        for classes in part.values():
+            assert len(classes["negative"]) == len(classes["positive"])
+    for name, sign in (("negative", -1), ("positive", 1)):
+        for part in (found.train, found.test):
+            assert all(sign * rated[text] >= CLEAR for text in part["editorials"][name])
+    heads, rest = (
+        {*found.head["positive"], *found.head["negative"]},
+        {*texts_of(found.train), *texts_of(found.test)},
+    )
+    assert heads and not heads & rest and not {*texts_of(found.train)} & {*texts_of(found.test)}
+
+
+def test_packages_of_one_source_are_in_one_part_whatever_the_language(tmp_path):
+    packages, translated = [], {language: [] for language in ("en", *LANGUAGES)}
+    for number in range(400):
+        section = SECTIONS[number % len(SECTIONS)]
+        packages.append(f"Package: p{number}\nSource: s{number // 16} (1.0)\nSection: contrib/{section}\n\n")
+        for language, entries in translated.items():
+            entries.append(f"Package: p{number}\nDescription-{language}: text {number} {language}\n more\n\n")
+    (tmp_path / "Packages").write_text("".join(packages))
+    for language, entries in translated.items():
+        (tmp_path / f"Translation-{language}").write_text("".join(entries))
+    found = languages(tmp_path, 0)
+    parts = (
+        [text for texts in found.head.values() for text in texts],
+        *map(texts_of, (found.train, found.test)),
+    )
+    sources_of = [{int(text.split()[1]) // 16 for text in part} for part in parts]
+    assert all(sources_of) and sum(map(len, sources_of)) == len(set.union(*sources_of))
+    assert {text.split()[2] for text in parts[0]} == {"en"} and [*found.train] == [*LANGUAGES]
+    assert all(
+        int(text.split()[1]) % len(SECTIONS) == SECTIONS.index(section)
+        for classes in found.test.values()
+        for section, texts in classes.items()
+        for text in texts
+    )
+
+
+def test_a_family_of_texts_is_measured_like_digits(family, tmp_path):
+    result = measure(family, PROTOCOL, tmp_path / "scores", at="here")
+    keys = {(row["method"], row["preference"]) for row in result["rows"]}
+    assert {("average", "labels"), ("average", "transport"), ("ties", "labels")} <= keys
+    assert ("ties", "transport") not in keys and ("regmean", "labels") in keys
+    assert result["sources"] == dict(family.sources)
+    assert json.loads(json.dumps(result)) == result
+
+
+def test_checkpoints_that_are_there_are_not_learned_again(sources, tmp_path):  # noqa: F811
+    encoder, nouns = sources
+    said = []
+    for _ in range(2):
+        packaged_family("definitions", nouns, encoder, tmp_path / "made", 2, 0, report=said.append)
+    assert len(said) == 2
+
+
+def test_domains_start_at_the_base_model_and_share_their_labels(sources, tmp_path):  # noqa: F811
+    from safetensors.torch import load_file
+
+    words = ["alpha", "beta", "gamma", "delta"]
+    for start in DOMAINS.values():
+        lines = [
+            f"{n}\t{1 if n % 2 else -1}\t{start} {words[n % 4]} {words[n // 4 % 4]} {n}\n" for n in range(400)
+        ]
+        (tmp_path / f"{start}_GroundTruth.txt").write_text("".join(lines), encoding="latin-1")
+    made = packaged_family("sentiment", tmp_path, sources[0], tmp_path / "made", 2, 0)
+    assert made.kinds == ("known", "transport") and not made.classes
+    base, *tasks = (
+        load_file(place / "model.safetensors") for place in (made.base_model, *made.tasks.values())
+    )
+    assert base["classifier.weight"].shape[0] == 2
+    assert torch.equal(base["classifier.weight"][0], -base["classifier.weight"][1])
+    changed = [{name for name, value in task.items() if not torch.equal(value, base[name])} for task in tasks]
+    assert changed[0] == changed[1] and all(name.split(".")[3:4] in (["4"], ["5"], []) for name in changed[0])
+
+
+def test_blocks_with_unchanged_weights_run_once_for_a_batch():
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2,
+        num_labels=3,
+    )  # fmt: skip
+    network, other = (BertForSequenceClassification(config).eval() for _ in range(2))
+    slots = dict(network.named_parameters())
+    changed = ("bert.encoder.layer.2.", "bert.pooler.", "classifier.")
+    unchanged = {name: value.clone() for name, value in slots.items() if not name.startswith(changed)}
+    other.load_state_dict(network.state_dict())
+    start, calls = FrozenStart(network, slots, unchanged), []
+    for number in range(3):
+        attention = network.bert.encoder.layer[number].attention
+        attention.register_forward_hook(lambda *_, number=number: calls.append(number))
+    first, second = (torch.tensor(rows) for rows in ([[1, 2, 3]], [[4, 5, 6]]))
+
+    def run(tokens, **weights):
+        calls.clear()
+        with torch.inference_mode():
+            for name, value in weights.items():
+                slots[name].copy_(value)
+                other.get_parameter(name).copy_(value)
+            start.check(slots)
+            found, wanted = network(input_ids=tokens).logits, other(input_ids=tokens).logits
+        assert torch.equal(found, wanted)
+        return [*calls]
+
+    assert start.num_blocks == 2
+    assert [run(first), run(first), run(second), run(first)] == [[0, 1, 2], [2], [0, 1, 2], [2]]
+    last = "bert.encoder.layer.2.output.dense.bias"
+    assert run(first, **{last: torch.ones(8)}) == [2]  # what is kept does not depend on it
+    frozen = "bert.encoder.layer.0.output.dense.bias"
+    before = slots[frozen].detach().clone()
+    assert run(first, **{frozen: torch.ones(8)}) == [0, 1, 2]
+    assert run(first, **{frozen: before}) == [2]
+
+
+@pytest.mark.parametrize("changed", ["bert.embeddings.", "bert.encoder.layer.0."])
+def test_nothing_is_skipped_behind_a_change(changed):
+    config = BertConfig(
+        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2
+    )
+    network = BertForSequenceClassification(config)
+    slots = dict(network.named_parameters())
+    unchanged = {name: value for name, value in slots.items() if not name.startswith(changed)}
+    assert FrozenStart(network, slots, unchanged).num_blocks == 0
+    assert FrozenStart(network, slots, {}).num_blocks == 0
+
+
+def test_a_row_of_texts_is_what_compare_finds_for_each_target(family):
+    with Bench(family, PROTOCOL) as bench:
+        weights = [bench.estimator.weights("labels", target, target.meta) for target in bench.targets]
+        row = bench.row(measuring.AVERAGE, "labels", weights)
+        recipe = measuring.recipe_of(family)
+        with CandidateScorer(recipe, lock(recipe)) as scorer:
+            for target, own, trials in zip(bench.targets, weights, row.trials, strict=True):
+                method = locked_method(measuring.AVERAGE)
+                tried = [Candidate(method | {"scaling": s}, "given", own) for s in PROTOCOL.scalings]
+                batches = scorer.encode(family.test.select(target.rows), family.columns)
+                for mine, theirs in zip(trials, scorer.run(tried, batches), strict=True):
+                    mine_p, their_p = ([o.probability for o in t.outcomes] for t in (mine, theirs))
+                    assert mine_p == pytest.approx(their_p, abs=1e-5)
+                    assert [o.score for o in mine.outcomes] == [o.score for o in theirs.outcomes]
