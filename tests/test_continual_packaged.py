@@ -24,6 +24,9 @@ from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import measure
 from hub_magmax.analysis.candidates import Candidate
 from hub_magmax.analysis.tuning import CandidateScorer
+from hub_magmax.checkpoints.locations import ModelPlace
+from hub_magmax.evaluation.evaluators import columns_of, get_evaluator
+from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.matching import locked_method
 from tests.test_walkthrough import sources  # noqa: F401  (a fixture)
@@ -122,7 +125,7 @@ def test_checkpoints_that_are_there_are_not_learned_again(sources, tmp_path):  #
     said = []
     for _ in range(2):
         packaged_family("definitions", nouns, encoder, tmp_path / "made", 2, 0, report=said.append)
-    assert len(said) == 2
+    assert len(said) == 3  # two tasks, and all together
 
 
 def test_domains_start_at_the_base_model_and_share_their_labels(sources, tmp_path):  # noqa: F811
@@ -209,3 +212,21 @@ def test_a_row_of_texts_is_what_compare_finds_for_each_target(family):
                     mine_p, their_p = ([o.probability for o in t.outcomes] for t in (mine, theirs))
                     assert mine_p == pytest.approx(their_p, abs=1e-5)
                     assert [o.score for o in mine.outcomes] == [o.score for o in theirs.outcomes]
+
+
+def test_references_are_each_task_s_own_checkpoint_and_joint_training(family, tmp_path):
+
+    result = measure(family, PROTOCOL, tmp_path / "scores", at="here")
+    scores = {}
+    for name, place in {**family.tasks, "joint": family.joint}.items():
+        kinds = "AutoModelForSequenceClassification", "AutoTokenizer"
+        model = load_model(ModelPlace(str(place)), *kinds, "tests")
+        evaluator = get_evaluator("text-classification").make()
+        batches = evaluator.encode(model, family.test, columns_of(family.columns), 256)
+        scores[name] = [outcome.score for outcome in evaluator.outcomes(model, batches)]
+    own = [scores[[*family.tasks][task]][row] for row, task in enumerate(family.owners)]
+    with Bench(family, PROTOCOL) as bench:
+        for name, wanted in (("own checkpoint", own), ("joint training", scores["joint"])):
+            assert result["references"][name] == [
+                sum(wanted[row] for row in target.held_out) for target in bench.targets
+            ]

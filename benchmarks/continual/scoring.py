@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.continual.corrected import Corrector
@@ -85,6 +86,16 @@ class Scorer(AbstractContextManager["Scorer"]):
             candidate = Candidate(filled | {"scaling": scaling}, "given", weights)
             outcomes: list[Outcome] = self._evaluator.outcomes(model, batches)
             yield Trial(candidate, tuple(outcomes))
+
+    def outcomes_of(self, checkpoint: Path, batches: Sequence[Any]) -> list[Outcome]:
+        """Return the outcomes of a checkpoint that is none of the recipe's, but has the same tensors."""
+        tensors = {
+            name: tensor
+            for path in checkpoint.glob("*.safetensors")
+            for name, tensor in load_file(path).items()
+        }
+        found: list[Outcome] = self._evaluator.outcomes(self._model.with_weights(tensors), batches)
+        return found
 
     @cached_property
     def _corrector(self) -> Corrector:

@@ -46,6 +46,7 @@ class Family:
         statistics: Training examples of each task that methods with data look at; without them, these methods
             are left out.
         num_statistics: How many there are of each task.
+        joint: Checkpoint that was learned from the examples of all tasks together, where there is one.
         transported: Methods that get a preference by transport; None for all.
         sources: SHA-256 of the files that the examples come from, by name, where packages bring them.
         recipe: Names the checkpoints, where they were not made here.
@@ -67,6 +68,7 @@ class Family:
     num_train: int = 300
     statistics: Mapping[str, Data] = field(default_factory=dict, hash=False)
     num_statistics: int = 0
+    joint: Path | None = None
     transported: tuple[str, ...] | None = None
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
     recipe: Recipe | None = None
