@@ -22,6 +22,7 @@ from hub_magmax.recipe.preferences import Schedule
 from hub_magmax.recipe.schema import Method, Recipe
 
 AVERAGE = Method(name="average")
+AGREEMENT = Method(name="agreement")
 MAGMAX = Method(name="magmax")
 TUNABLE = Method.model_validate({"name": "tunable_magmax", "selection": "algorithm-1"})
 #: First attempt of a comparison, as `method: auto` makes it.

@@ -312,7 +312,7 @@ def _extras(bench: Bench, pieces: Pieces, known: Mapping[str, Any]) -> dict[str,
     made: dict[str, Callable[[], Any]] = {
         "schedules": lambda: measuring.schedules(bench, two),
         "numbers_of_tasks": lambda: measuring.numbers_of_tasks(bench, (*two, measuring.MAGMAX)),
-        "sample_sizes": lambda: measuring.sample_sizes(bench, two, kinds),
+        "sample_sizes": lambda: measuring.sample_sizes(bench, (*two, measuring.AGREEMENT), kinds),
     }
     made_from = {"protocol": asdict(bench.protocol), "train": bench.family.num_train}
     return {
