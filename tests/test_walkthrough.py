@@ -19,25 +19,30 @@ PAGE = walkthrough.PAGE.read_text(encoding="utf-8")
 WORDS = ("a", "the", "good", "bad", "odd", "film", "answer", "so", "it", "or")
 
 
-@pytest.fixture
-def sources(tmp_path):
-    """An encoder of six layers, and a `data.noun` with 100 definitions of each class."""
+def make_sources(folder):
+    """Return an encoder of six layers, and a `data.noun` with 100 definitions of each class."""
     torch.manual_seed(0)
-    words, threads = tokenizer(16), torch.get_num_threads()
+    words = tokenizer(16)
     config = BertConfig(
         vocab_size=len(words), hidden_size=8, intermediate_size=8, num_hidden_layers=6, num_attention_heads=2,
         max_position_embeddings=64, pad_token_id=words.pad_token_id,
     )  # fmt: skip
-    BertModel(config).save_pretrained(tmp_path / "encoder")
-    words.save_pretrained(tmp_path / "encoder")
+    BertModel(config).save_pretrained(folder / "encoder")
+    words.save_pretrained(folder / "encoder")
     glosses = (" ".join(words) for words in itertools.product(WORDS, repeat=4))
     numbers = [number for classes in wordnet.TASKS.values() for number in classes.values()]
     lines = [
         f'{place:08} {number:02} n 01 word 0 000 | {gloss}; "an example"'
         for place, (number, gloss) in enumerate(zip(100 * numbers, glosses, strict=False))
     ]
-    (tmp_path / "data.noun").write_text("  1 the licence\n" + "\n".join(lines) + "\n")
-    yield tmp_path / "encoder", tmp_path / "data.noun"
+    (folder / "data.noun").write_text("  1 the licence\n" + "\n".join(lines) + "\n")
+    return folder / "encoder", folder / "data.noun"
+
+
+@pytest.fixture
+def sources(tmp_path):
+    threads = torch.get_num_threads()
+    yield make_sources(tmp_path)
     torch.set_num_threads(threads)
 
 

@@ -12,6 +12,7 @@ of the texts is stored with results but the SHA-256 of the files that they are r
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from benchmarks.continual.sources import NUM_STATISTICS, Family, joined
 from benchmarks.sentence_classifiers import NUM_STEPS, learn, make_base
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.data import load_examples
+from hub_magmax.files import write_text
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.recipe.values import Data
 
@@ -242,7 +244,9 @@ def packaged_family(
     for task in tasks:
         path = place / "data" / f"{task}.jsonl"
         path.parent.mkdir(exist_ok=True)
-        _rows(texts.train[task]).shuffle(seed=seed).to_json(path)
+        rows = [*_rows(texts.train[task])]
+        random.Random(f"{seed} {task} order").shuffle(rows)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         train[task] = load_examples(Data(dataset=str(path)), place)
     test, owners = joined({task: _rows(texts.test[task]) for task in tasks})
     labels = [label for task in tasks for label in texts.train[task]]

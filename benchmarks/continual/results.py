@@ -352,7 +352,10 @@ def _held_out(trial: Trial, num_meta: int) -> float:
 def _comparisons(
     bench: Bench, weights: Mapping[str, Sequence[Weights]], rows: Sequence[Row]
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return, by the recipe's preference, what a comparison chooses for every target on its meta sample."""
+    """Return, by the recipe's preference, what a comparison chooses for every target on its meta sample.
+
+    It chooses between rows that are measured.
+    """
     tried = Compare(methods=tuple(measuring.tried_methods()), scaling=bench.protocol.scalings)
     by_name = {(row.label, row.kind): row for row in rows}
     found: dict[str, list[dict[str, Any]]] = {}
@@ -364,7 +367,7 @@ def _comparisons(
             trials = {
                 _name(candidate): _trial(by_name, candidate, number)
                 for candidate in candidates(tried, measuring.FIRST, given)
-                if candidate.method["scaling"] in bench.protocol.scalings
+                if candidate.method["scaling"] in bench.protocol.scalings and _name(candidate)[:2] in by_name
             }
             on_meta = [measuring.picked(trial, range(target.num_meta)) for trial in trials.values()]
             name = list(trials)[on_meta.index(best(on_meta))]
