@@ -64,7 +64,8 @@ def _jobs(options: argparse.Namespace) -> Iterator[Job]:
                 make = partial(packaged_family, *what)
             flags = f"--data {options.data}"
             flags += f" --first-seed {options.first_seed}" if options.first_seed else ""
-            yield Job(options.data, flags, make, protocol, folder / "scores", results, at)
+            only = tuple(options.methods or ())
+            yield Job(options.data, flags, make, protocol, folder / "scores", results, at, only)
 
 
 def all_learned(options: argparse.Namespace) -> Iterator[str]:
@@ -190,6 +191,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         default=os.cpu_count(),
         help="digits and packaged texts: processes of one thread",
     )
+    add("--methods", nargs="+", help="digits and packaged texts: only these now, react for the correction")
     add("--encoder", type=Path, help="packaged texts: all-MiniLM-L6-v2")
     add(
         "--source",

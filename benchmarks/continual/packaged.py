@@ -38,8 +38,8 @@ Report = Callable[[str], None]
 #: Texts by class.
 Classes = Mapping[str, Sequence[str]]
 
-#: Fewer scaling coefficients than for digits, since a merge and its scores take longer.
-PROTOCOL = Protocol(scalings=(0.1, 0.3, 0.5, 0.7, 1.0))
+#: Fewer targets and scaling coefficients than for digits, since a merge and its scores take longer.
+PROTOCOL = Protocol(draws=3, scalings=(0.1, 0.3, 0.5, 0.7, 1.0))
 
 #: Methods that get a preference by transport too, for the same reason.
 TRANSPORTED = ("average", "agreement", "tunable_magmax")

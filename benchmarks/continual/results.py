@@ -51,6 +51,7 @@ def measure(
     *,
     at: str,
     stored: Mapping[str, Any] | None = None,
+    only: Sequence[str] = (),
     report: Report = lambda line: None,
 ) -> dict[str, Any]:
     """Return a family's results.
@@ -62,6 +63,8 @@ def measure(
         at: Commit that is noted with what is measured now.
         stored: Earlier results. Where checkpoints, targets and estimates are the same, to the last digit,
             only what they lack is measured.
+        only: Names of methods to measure now, `react` for the correction; rows of others are there where they
+            were measured before. All by default.
         report: Called with the name of each piece before it is measured.
     """
     with Bench(family, protocol) as bench:
@@ -72,7 +75,7 @@ def measure(
         facts = _facts(bench, weights, base)
         known = stored if stored and all(stored.get(name) == value for name, value in facts.items()) else {}
         references = pieces.get("references", {"joint": family.joint is not None}, bench.references)
-        rows = _all_rows(bench, weights, pieces, known)
+        rows = _all_rows(bench, weights, pieces, known, only)
         rest = _extras(bench, pieces, known)
         compared = _compared(bench, weights, rows, known)
         compared_with = {
@@ -108,15 +111,21 @@ def _facts(bench: Bench, weights: Mapping[str, Sequence[Weights]], base: Sequenc
 
 
 def _all_rows(
-    bench: Bench, weights: Mapping[str, Sequence[Weights]], pieces: Pieces, known: Mapping[str, Any]
+    bench: Bench,
+    weights: Mapping[str, Sequence[Weights]],
+    pieces: Pieces,
+    known: Mapping[str, Any],
+    only: Sequence[str] = (),
 ) -> dict[Key, Row | dict[str, Any]]:
     """Return the rows of all methods; those that are known without their outcomes, as they are stored."""
     stored = {(row["method"], row["preference"]): row for row in known.get("rows", ())}
     found: dict[Key, Row | dict[str, Any]] = {}
     for method in (*measuring.tried_methods(), *measuring.with_statistics(bench.family)):
-        found |= _rows(bench, method, weights, pieces, stored)
+        is_asked = not only or method.name in only
+        found |= _rows(bench, method, weights, pieces, stored, is_asked=is_asked)
     for method in measuring.with_correction(bench.family):
-        found |= _rows(bench, method, weights, pieces, stored, corrected=True)
+        is_asked = not only or "react" in only
+        found |= _rows(bench, method, weights, pieces, stored, corrected=True, is_asked=is_asked)
     return found
 
 
@@ -127,7 +136,9 @@ def _compared(
     known: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return what comparisons choose, and between which methods; those without statistics of data."""
+    there = {method for method, _ in rows}
     labels = [Candidate(locked_method(method), "", ()).label for method in measuring.tried_methods()]
+    labels = [label for label in labels if label in there]
     measured = {key: row for key, row in rows.items() if isinstance(row, Row)}
     if all(key in measured for key in rows if key[0] in labels):
         return {"compared": labels, "compare": _comparisons(bench, weights, [*measured.values()])}
@@ -229,8 +240,9 @@ def _rows(
     stored: Mapping[Key, dict[str, Any]],
     *,
     corrected: bool = False,
+    is_asked: bool = True,
 ) -> dict[Key, Row | dict[str, Any]]:
-    """Return a method under each preference; without the published estimate for any but Tunable MAGMAX."""
+    """Return a method under each preference, where it was measured before or is asked for."""
     found: dict[Key, Row | dict[str, Any]] = {}
     for kind, given in weights.items():
         filled = locked_method(method)
@@ -240,6 +252,8 @@ def _rows(
         name, made_from = f"{label}, {kind}", _row_made_from(bench, method, given, corrected=corrected)
         if (label, kind) in stored and not pieces.has(name, made_from):
             found[label, kind] = stored[label, kind]
+            continue
+        if not is_asked and not pieces.has(name, made_from):
             continue
         packed = pieces.get(
             name,

@@ -26,6 +26,7 @@ class Job:
         scores: Folder of pieces that are measured already.
         results: Folder of stored results.
         at: Commit that is noted.
+        only: Methods to measure now; all by default.
     """
 
     data: str
@@ -35,6 +36,7 @@ class Job:
     scores: Path
     results: Path
     at: str
+    only: tuple[str, ...] = ()
 
 
 def measure_job(job: Job) -> str:
@@ -45,7 +47,7 @@ def measure_job(job: Job) -> str:
     report = Progress()
     family = job.make(report=report)
     before = stored(job.data, family.name, job.results)
-    result = measure(family, job.protocol, job.scores, at=job.at, stored=before, report=report)
+    result = measure(family, job.protocol, job.scores, at=job.at, stored=before, only=job.only, report=report)
     store(job.data, job.flags, result, job.results)
     return family.name
 
