@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -136,11 +137,12 @@ def test_a_family_of_texts_is_measured_like_digits(family, result):
     assert json.loads(json.dumps(result)) == result
 
 
-def test_checkpoints_that_are_there_are_not_learned_again(sources, tmp_path):
+def test_checkpoints_that_are_there_are_not_learned_again(sources, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     encoder, nouns = sources
     said = []
     for _ in range(2):
-        packaged_family("definitions", nouns, encoder, tmp_path / "made", 2, 0, report=said.append)
+        packaged_family("definitions", nouns, encoder, Path("made"), 2, 0, report=said.append)
     assert len(said) == 3  # two tasks, and all together
 
 

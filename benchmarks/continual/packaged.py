@@ -225,7 +225,7 @@ def packaged_family(
     """
     texts = READERS[data](source, seed)
     name = f"t{num_tasks}s{seed}"
-    place, tasks = folder / name, [*islice(texts.train, num_tasks)]
+    place, tasks = folder.absolute() / name, [*islice(texts.train, num_tasks)]
     torch.set_num_threads(1)
     if not (place / "base").is_dir():
         make_base(encoder, texts.head, place / "base")
