@@ -38,8 +38,10 @@ Report = Callable[[str], None]
 #: Texts by class.
 Classes = Mapping[str, Sequence[str]]
 
-#: Fewer targets and scaling coefficients than for digits, since a merge and its scores take longer.
-PROTOCOL = Protocol(draws=3, scalings=(0.1, 0.3, 0.5, 0.7, 1.0))
+#: Less of everything than for digits, since a merge and its scores take longer.
+PROTOCOL = Protocol(
+    draws=3, scalings=(0.1, 0.3, 0.5, 0.7, 1.0), ratios=(0.25, 1.0, 4.0), subsets=1, largest=120
+)
 
 #: Methods that get a preference by transport too, for the same reason.
 TRANSPORTED = ("average", "agreement", "tunable_magmax")
@@ -103,7 +105,7 @@ def sentiment(ratings: Path, seed: int) -> Texts:
             "negative": [text for text, mean in means.items() if mean <= -CLEAR],
             "positive": [text for text, mean in means.items() if mean >= CLEAR],
         }
-    head, train, test = _split(pools, seed, sizes=(30, 125, 600))
+    head, train, test = _split(pools, seed, sizes=(30, 60, 600))
     return Texts(_over_tasks(head), train, test, _hashes(files.values()), in_sequence=False)
 
 
