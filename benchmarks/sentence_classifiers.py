@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import AutoTokenizer, BertForSequenceClassification
+from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
 
 from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.training.loop import Optimization, fit
@@ -73,6 +73,13 @@ def learn(
 
     fit(_Loss(model), batch, Optimization(num_steps, LEARNING_RATE, schedule="linear", on_cpu=True))
     save(model, tokenizer, target)
+
+
+def unlearned(base: Path) -> tuple[str, ...]:
+    """Return globs over the tensors of the base model that `learn` leaves as they are."""
+    num_layers = AutoConfig.from_pretrained(base).num_hidden_layers
+    lower = (f"bert.encoder.layer.{number}.*" for number in range(num_layers - NUM_LEARNED))
+    return "bert.embeddings.*", *lower, "classifier.*"
 
 
 def _pairs(texts: Mapping[str, Sequence[str]], model: Any) -> list[tuple[str, int]]:

@@ -188,6 +188,7 @@ def recipe_of(family: Family) -> Recipe:
         "schema": 1,
         "base_model": str(family.base_model.absolute()),
         "tasks": [{"name": task, "model": str(place.absolute())} for task, place in family.tasks.items()],
+        "tensors": [{"match": glob, "take": "base_model"} for glob in family.unlearned],
         "evaluation": evaluation,
     }
     return parse_recipe(values)

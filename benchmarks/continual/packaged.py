@@ -26,7 +26,7 @@ from datasets import Dataset
 from benchmarks import wordnet
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.sources import NUM_STATISTICS, Family, joined
-from benchmarks.sentence_classifiers import NUM_STEPS, learn, make_base
+from benchmarks.sentence_classifiers import NUM_STEPS, learn, make_base, unlearned
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.data import load_examples
 from hub_magmax.files import write_text
@@ -268,6 +268,7 @@ def packaged_family(
         train=train,
         features=_features,
         joint=joint,
+        unlearned=unlearned(place / "base"),
         transported=TRANSPORTED,
         statistics={
             task: Data(dataset=str((place / "data" / f"{task}.jsonl").absolute()), split=f"train[:{each}]")

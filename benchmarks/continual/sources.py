@@ -47,6 +47,7 @@ class Family:
             are left out.
         num_statistics: How many there are of each task.
         joint: Checkpoint that was learned from the examples of all tasks together, where there is one.
+        unlearned: Globs over tensors that no task changes; merges take them from the base model.
         transported: Methods that get a preference by transport; None for all.
         sources: SHA-256 of the files that the examples come from, by name, where packages bring them.
         recipe: Names the checkpoints, where they were not made here.
@@ -69,6 +70,7 @@ class Family:
     statistics: Mapping[str, Data] = field(default_factory=dict, hash=False)
     num_statistics: int = 0
     joint: Path | None = None
+    unlearned: tuple[str, ...] = ()
     transported: tuple[str, ...] | None = None
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
     recipe: Recipe | None = None
