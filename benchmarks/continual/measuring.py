@@ -59,6 +59,15 @@ def uses_preference(method: Method) -> bool:
     return methods.get_method(method.name).uses_preference
 
 
+def is_tried(family: Family, method: Method, kind: str) -> bool:
+    """Say whether a method is merged under a kind of preference."""
+    if kind.endswith("published"):
+        return locked_method(method) == locked_method(TUNABLE)
+    if kind == "transport" and family.transported is not None and method.name not in family.transported:
+        return False
+    return kind == "uniform" or uses_preference(method)
+
+
 @dataclass(frozen=True)
 class Row:
     """One method under one kind of preference.

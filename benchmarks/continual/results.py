@@ -79,7 +79,10 @@ def measure(
         rest = _extras(bench, pieces, known)
         compared = _compared(bench, weights, rows, known)
         compared_with = {
-            name: [float(sum(scores[row] for row in target.held_out)) for target in bench.targets]
+            name: [
+                sums_by_task(family.owners, target, [scores[row] for row in target.held_out])
+                for target in bench.targets
+            ]
             for name, scores in references.items()
         }
     condensed = {key: row if isinstance(row, dict) else _condensed(bench, row) for key, row in rows.items()}
@@ -246,7 +249,7 @@ def _rows(
     found: dict[Key, Row | dict[str, Any]] = {}
     for kind, given in weights.items():
         filled = locked_method(method)
-        if not _is_tried(bench.family, method, kind):
+        if not measuring.is_tried(bench.family, method, kind):
             continue
         label = Candidate(filled, kind, given[0]).label + (CORRECTED if corrected else "")
         name, made_from = f"{label}, {kind}", _row_made_from(bench, method, given, corrected=corrected)
@@ -264,15 +267,6 @@ def _rows(
         )
         found[label, kind] = _unpacked(bench, method, label, kind, given, packed)
     return found
-
-
-def _is_tried(family: Family, method: Method, kind: str) -> bool:
-    """Say whether a method is merged under a kind of preference."""
-    if kind.endswith("published"):
-        return locked_method(method) == locked_method(measuring.TUNABLE)
-    if kind == "transport" and family.transported is not None and method.name not in family.transported:
-        return False
-    return kind == "uniform" or measuring.uses_preference(method)
 
 
 def _row_made_from(
