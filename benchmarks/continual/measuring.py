@@ -18,6 +18,7 @@ from hub_magmax.analysis.tuning import Trial
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.preference.explicit import KINDS, normalise
 from hub_magmax.recipe.loading import parse_recipe, updated
+from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.preferences import Schedule
 from hub_magmax.recipe.schema import Method, Recipe
 
@@ -62,7 +63,7 @@ def uses_preference(method: Method) -> bool:
 def is_tried(family: Family, method: Method, kind: str) -> bool:
     """Say whether a method is merged under a kind of preference."""
     if kind.endswith("published"):
-        return locked_method(method) == locked_method(TUNABLE)
+        return bool(locked_method(method) == locked_method(TUNABLE))
     if kind == "transport" and family.transported is not None and method.name not in family.transported:
         return False
     return kind == "uniform" or uses_preference(method)

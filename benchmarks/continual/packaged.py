@@ -71,11 +71,11 @@ class Texts:
 def definitions(nouns: Path, seed: int) -> Texts:
     """Return the tasks of `benchmarks.wordnet`: four classes of definitions each, `nouns` being data.noun."""
     found = wordnet.read(nouns, seed)
-    parts = [
+    train, test = (
         {task: {name: part[name] for name in classes} for task, classes in wordnet.TASKS.items()}
         for part in (found.train, found.test)
-    ]
-    return Texts(found.head, *parts, hashes=_hashes([nouns]), in_sequence=True)
+    )
+    return Texts(found.head, train, test, hashes=_hashes([nouns]), in_sequence=True)
 
 
 #: Domains of sentiment, by the beginning of the file of each.

@@ -63,7 +63,7 @@ class Family:
     columns: Data
     evaluator: Mapping[str, Any] = field(hash=False)
     kinds: tuple[str, ...] = ("labels", "transport", "transport, published")
-    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
+    classes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict, hash=False)
     train: Mapping[str, Dataset] = field(default_factory=dict, hash=False)
     features: Callable[[Path, Dataset], np.ndarray] | None = field(default=None, hash=False)
     num_train: int = 300
