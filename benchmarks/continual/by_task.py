@@ -22,10 +22,13 @@ def parts_of(owners: np.ndarray, targets: Sequence[Target], base: Sequence[float
     """
     return {
         "held_out_by_task": [sums_by_task(owners, target, [1] * len(target.held_out)) for target in targets],
-        "base_model_by_task": [
-            sums_by_task(owners, target, [base[row] for row in target.held_out]) for target in targets
-        ],
+        "base_model_by_task": by_target(owners, targets, base),
     }
+
+
+def by_target(owners: np.ndarray, targets: Sequence[Target], scores: Sequence[float]) -> list[list[float]]:
+    """Return sums of scores over held-out examples, by target and task, given one of every test example."""
+    return [sums_by_task(owners, target, [scores[row] for row in target.held_out]) for target in targets]
 
 
 def sums_by_task(owners: np.ndarray, target: Target, scores: Sequence[float]) -> list[float]:

@@ -60,8 +60,10 @@ def uses_preference(method: Method) -> bool:
     return methods.get_method(method.name).uses_preference
 
 
-def is_tried(family: Family, method: Method, kind: str) -> bool:
+def is_tried(family: Family, method: Method, kind: str, *, corrected: bool = False) -> bool:
     """Say whether a method is merged under a kind of preference."""
+    if corrected and family.transported is not None:
+        return kind == "uniform"
     if kind.endswith("published"):
         return bool(locked_method(method) == locked_method(TUNABLE))
     if kind == "transport" and family.transported is not None and method.name not in family.transported:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.continual import measuring
-from benchmarks.continual.by_task import parts_of, sums_by_task
+from benchmarks.continual.by_task import by_target, parts_of, sums_by_task
 from benchmarks.continual.estimating import Weights
 from benchmarks.continual.measuring import Bench, Row
 from benchmarks.continual.protocol import Protocol
@@ -74,22 +74,24 @@ def measure(
         base = pieces.get("base model", {}, lambda: [o.score for o in bench.base_model()])
         facts = _facts(bench, weights, base)
         known = stored if stored and all(stored.get(name) == value for name, value in facts.items()) else {}
-        references = pieces.get("references", {"joint": family.joint is not None}, bench.references)
+        references = _references(bench, pieces, known)
         rows = _all_rows(bench, weights, pieces, known, only)
         rest = _extras(bench, pieces, known)
         compared = _compared(bench, weights, rows, known)
-        compared_with = {
-            name: [
-                sums_by_task(family.owners, target, [scores[row] for row in target.held_out])
-                for target in bench.targets
-            ]
-            for name, scores in references.items()
-        }
     condensed = {key: row if isinstance(row, dict) else _condensed(bench, row) for key, row in rows.items()}
     commits = sorted(pieces.commits | set(known.get("commits", ())))
     seen = {"num_statistics": family.num_statistics} if family.statistics else {}
-    parts = {**parts_of(family.owners, bench.targets, base), "references": compared_with}
+    parts = {**parts_of(family.owners, bench.targets, base), "references": references}
     return {**facts, **seen, **parts, "commits": commits, "rows": [*condensed.values()], **compared, **rest}
+
+
+def _references(bench: Bench, pieces: Pieces, known: Mapping[str, Any]) -> Any:
+    """Return what merges are compared with, by target and task; as it is stored where it is."""
+    made_from = {"joint": bench.family.joint is not None}
+    if "references" in known and not pieces.has("references", made_from):
+        return known["references"]
+    scores = pieces.get("references", made_from, bench.references)
+    return {name: by_target(bench.family.owners, bench.targets, own) for name, own in scores.items()}
 
 
 def _facts(bench: Bench, weights: Mapping[str, Sequence[Weights]], base: Sequence[float]) -> dict[str, Any]:
@@ -249,7 +251,7 @@ def _rows(
     found: dict[Key, Row | dict[str, Any]] = {}
     for kind, given in weights.items():
         filled = locked_method(method)
-        if not measuring.is_tried(bench.family, method, kind):
+        if not measuring.is_tried(bench.family, method, kind, corrected=corrected):
             continue
         label = Candidate(filled, kind, given[0]).label + (CORRECTED if corrected else "")
         name, made_from = f"{label}, {kind}", _row_made_from(bench, method, given, corrected=corrected)

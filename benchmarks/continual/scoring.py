@@ -142,14 +142,19 @@ def _unchanged(merger: InMemoryMerger) -> dict[str, Tensor]:
 def _with_statistics(
     recipe: Recipe, method: Method, weights: tuple[float, ...], examples: Mapping[str, Data], folder: Path
 ) -> Recipe:
-    """Return the recipe with a method, a preference, and statistics that are made in a folder."""
+    """Return the recipe with a method, a preference, and statistics that are made in a folder.
+
+    Statistics of a merge are of one without rules: tensors that no task changed are merged, too.
+    """
     values = recipe.to_dict()
+    of_the_merge = get_method(method.name).statistics == OF_THE_MERGE
     tasks = [task | {"statistics": str(folder / task["name"])} for task in values["tasks"]]
     return updated(
         recipe,
         {
             "tasks": tasks,
             "method": method.model_dump(exclude_defaults=True),
+            "tensors": [] if of_the_merge else values.get("tensors", []),
             "preference": {"weights": dict(zip(recipe.task_names, weights, strict=True))},
             "statistics": {
                 "data": {task: data.model_dump(exclude_none=True) for task, data in examples.items()}

@@ -48,7 +48,7 @@ class Family:
         num_statistics: How many there are of each task.
         joint: Checkpoint that was learned from the examples of all tasks together, where there is one.
         unlearned: Globs over tensors that no task changes; merges take them from the base model.
-        transported: Methods that get a preference by transport; None for all.
+        transported: Methods that get a preference by transport, when corrected merges get none; None for all.
         sources: SHA-256 of the files that the examples come from, by name, where packages bring them.
         recipe: Names the checkpoints, where they were not made here.
         identity: Tells these from all others, where they were not made here.
