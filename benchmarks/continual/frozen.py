@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -25,20 +25,19 @@ class FrozenStart:
         num_blocks: How many blocks are skipped; 0 where nothing can be kept.
     """
 
+    # Complex by its comprehensions.
     def __init__(
         self, network: nn.Module, slots: Mapping[str, Tensor], unchanged: Mapping[str, Tensor]
     ) -> None:
-        places = {slots[name].data_ptr() for name in unchanged}
         lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
         blocks = max(lists, key=len, default=nn.ModuleList())
         embeddings = [value for name, value in network.named_parameters() if "embedding" in name]
-        whole = bool(embeddings) and all(value.data_ptr() in places for value in embeddings)
-        changed = [any(p.data_ptr() not in places for p in block.parameters()) for block in blocks]
-        self.num_blocks = [*changed, True].index(True) if whole else 0
-        frozen = {p.data_ptr() for block in blocks[: self.num_blocks] for p in block.parameters()}
-        frozen |= {value.data_ptr() for value in embeddings}
+        same = {slots[name].data_ptr() for name in unchanged}
+        self.num_blocks = _num_frozen(embeddings, blocks, same)
+        frozen = [*embeddings, *blocks[: self.num_blocks].parameters()]
+        places = {value.data_ptr() for value in frozen}
         #: Values under which hidden states are kept.
-        self._values = {name: value for name, value in unchanged.items() if slots[name].data_ptr() in frozen}
+        self._values = {name: value for name, value in unchanged.items() if slots[name].data_ptr() in places}
         self._kept: dict[int, tuple[Any, Tensor]] = {}
         self._batch: Any = None
         self._is_valid = False
@@ -74,3 +73,11 @@ class FrozenStart:
                 found,
             )  # the batch is kept, so that its id stays its own
         return found
+
+
+def _num_frozen(embeddings: Sequence[Tensor], blocks: nn.ModuleList, same: Set[int]) -> int:
+    """Return how many blocks come before the first weight that is not among those in the same places."""
+    if not embeddings or any(value.data_ptr() not in same for value in embeddings):
+        return 0
+    changed = [any(value.data_ptr() not in same for value in block.parameters()) for block in blocks]
+    return [*changed, True].index(True)

@@ -125,25 +125,29 @@ def languages(lists: Path, seed: int) -> Texts:
         for fields in _paragraphs(lists / "Packages")
     }
     files = {language: lists / f"Translation-{language}" for language in ("en", *LANGUAGES)}
-    found: dict[str, list[dict[str, list[str]]]] = {}
-    for language, path in files.items():
-        parts = found[language] = [{name: [] for name in SECTIONS} for _ in _SIZES]
-        for fields in _paragraphs(path):
-            section, source = sections.get(fields["Package"], ("", ""))
-            if section not in SECTIONS:
-                continue
-            drawn = random.Random(f"{seed} {source}").random()
-            parts[sum(drawn >= share for share in _UP_TO)][section].append(fields[f"Description-{language}"])
-    for language, parts in found.items():
-        for part, classes in enumerate(parts):
-            for section, texts in classes.items():
-                chosen = sorted(set(texts))
-                random.Random(f"{seed} {language} {section}").shuffle(chosen)
-                classes[section] = chosen[: _SIZES[part]]
+    found = {language: _by_part(path, language, sections, seed) for language, path in files.items()}
     train, test = ({language: found[language][part] for language in LANGUAGES} for part in (2, 1))
-    return Texts(
-        found["en"][0], train, test, _hashes([lists / "Packages", *files.values()]), in_sequence=False
-    )
+    hashes = _hashes([lists / "Packages", *files.values()])
+    return Texts(found["en"][0], train, test, hashes, in_sequence=False)
+
+
+def _by_part(
+    path: Path, language: str, sections: Mapping[str, tuple[str, str]], seed: int
+) -> list[dict[str, list[str]]]:
+    """Return descriptions by section for head, test and train; packages of one source are in one part."""
+    pools: list[dict[str, set[str]]] = [{name: set() for name in SECTIONS} for _ in _SIZES]
+    for fields in _paragraphs(path):
+        section, source = sections.get(fields["Package"], ("", ""))
+        if section in SECTIONS:
+            drawn = random.Random(f"{seed} {source}").random()
+            pools[sum(drawn >= share for share in _UP_TO)][section].add(fields[f"Description-{language}"])
+    parts: list[dict[str, list[str]]] = [{} for _ in _SIZES]
+    for part, pool, size in zip(parts, pools, _SIZES, strict=True):
+        for section, texts in pool.items():
+            chosen = sorted(texts)
+            random.Random(f"{seed} {language} {section}").shuffle(chosen)
+            part[section] = chosen[:size]
+    return parts
 
 
 #: Texts of a section in head, test and train, and the shares of the sources of packages up to each.
@@ -202,6 +206,7 @@ READERS: Mapping[str, Callable[[Path, int], Texts]] = {
 }
 
 
+# Complex by its comprehensions.
 def packaged_family(
     data: str,
     source: Path,
@@ -228,20 +233,7 @@ def packaged_family(
     texts = READERS[data](source, seed)
     name = f"t{num_tasks}s{seed}"
     place, tasks = folder.absolute() / name, [*islice(texts.train, num_tasks)]
-    torch.set_num_threads(1)
-    if not (place / "base").is_dir():
-        make_base(encoder, texts.head, place / "base")
-    previous, steps = place / "base", NUM_STEPS if texts.in_sequence else NUM_DOMAIN_STEPS
-    for task in tasks:
-        if not (place / task).is_dir():
-            learn(previous, texts.train[task], place / task, f"{seed} {task}", steps)
-            report(f"{place / task}: learned")
-        previous = place / task if texts.in_sequence else previous
-    joint = place / "joint"
-    if not joint.is_dir():
-        together = _over_tasks({task: texts.train[task] for task in tasks})
-        learn(place / "base", together, joint, f"{seed} joint", steps * len(tasks))
-        report(f"{joint}: learned")
+    _learn(texts, encoder, place, tasks, seed, report)
     train = {}
     for task in tasks:
         path = place / "data" / f"{task}.jsonl"
@@ -267,7 +259,7 @@ def packaged_family(
         classes=classes,
         train=train,
         features=_features,
-        joint=joint,
+        joint=place / "joint",
         unlearned=unlearned(place / "base"),
         transported=TRANSPORTED,
         statistics={
@@ -277,6 +269,24 @@ def packaged_family(
         num_statistics=each,
         sources=texts.hashes,
     )
+
+
+def _learn(texts: Texts, encoder: Path, place: Path, tasks: Sequence[str], seed: int, report: Report) -> None:
+    """Make the checkpoints that are not there: `base`, one for each task, and `joint`."""
+    torch.set_num_threads(1)
+    if not (place / "base").is_dir():
+        make_base(encoder, texts.head, place / "base")
+    previous, steps = place / "base", NUM_STEPS if texts.in_sequence else NUM_DOMAIN_STEPS
+    for task in tasks:
+        if not (place / task).is_dir():
+            learn(previous, texts.train[task], place / task, f"{seed} {task}", steps)
+            report(f"{place / task}: learned")
+        previous = place / task if texts.in_sequence else previous
+    joint = place / "joint"
+    if not joint.is_dir():
+        together = _over_tasks({task: texts.train[task] for task in tasks})
+        learn(place / "base", together, joint, f"{seed} joint", steps * len(tasks))
+        report(f"{joint}: learned")
 
 
 def _rows(classes: Classes) -> Dataset:

@@ -134,6 +134,7 @@ def _all_rows(
     return found
 
 
+# Complex by its comprehensions.
 def _compared(
     bench: Bench,
     weights: Mapping[str, Sequence[Weights]],
