@@ -10,6 +10,7 @@ import pytest
 from benchmarks.continual import pages, verdicts
 from benchmarks.continual.by_task import parts_of, sums_by_task
 from benchmarks.continual.claims import BEST, CLAIMS, LABELS, LEVEL, Claim, Side
+from benchmarks.continual.details import details
 from benchmarks.continual.protocol import Protocol, Target, draw_targets
 from benchmarks.continual.ranked import FAMILIES, claims_table, family_of, ranked_table
 from benchmarks.continual.rows import accuracies, by_seed, is_measured, preference_of, worst
@@ -263,6 +264,34 @@ def test_methods_are_ranked_within_families_that_are_ranked():
         ("selection", "3", "magmax"),
     ]
     assert lines[1][3:] == ["**40.0 ± 0.0**", "**70.0 ± 0.0**"] and lines[2][3:] == ["", "60.0 ± 0.0"]
+
+
+def test_what_is_no_merge_stands_first_and_has_no_preference():
+    results = [
+        _family(seed, {(AVERAGE, "uniform"): 4, (AVERAGE, "labels"): 4})
+        | {"references": {"own checkpoint": [[5, 4]], "joint training": [[4, 3]]}}
+        for seed in range(2)
+    ]
+    rows = make_tables(results)["main_table"]["2"]
+    lines = ranked_table(rows, "labels").splitlines()[2:]
+    assert lines[:3] == [
+        "|  |  | base model | 30.0 ± 0.0 |  | 20.0 ± 0.0 |  |",
+        "|  |  | own checkpoint | 90.0 ± 0.0 |  | 80.0 ± 0.0 |  |",
+        "|  |  | joint training | 70.0 ± 0.0 |  | 60.0 ± 0.0 |  |",
+    ]
+    assert lines[3].startswith("| means | 1 | average | **40.0 ± 0.0** |")
+    del results[1]["references"]
+    assert len(ranked_table(make_tables(results)["main_table"]["2"], "labels").splitlines()) == 4
+    text = details(make_tables([results[0]]), pages.RESULTS / "none")
+    assert "| own checkpoint | 90.0 |  |  |  |  |  |\n| joint training | 70.0 |" in text
+
+
+def test_the_command_of_a_page_says_seeds_and_sources():
+    family = _family(3, {(AVERAGE, "uniform"): 4}) | {"flags": "--data made --first-seed 3"}
+    found = pages.command_of([family, family | {"seed": 4, "sources": {}}])
+    assert found == "`python -m benchmarks.continual --data made --first-seed 3 --seeds 2 --tasks 2`."
+    found = pages.command_of([family | {"sources": {"data.noun": "0" * 64}}])
+    assert found.endswith("--first-seed 3 --seeds 1 --tasks 2 --encoder MINILM --source SOURCE`.")
 
 
 def test_only_data_that_were_not_looked_at_have_verdicts():

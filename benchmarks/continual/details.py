@@ -62,12 +62,16 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> str:
     common = [kind for kind in kinds if not kind.endswith(_PUBLISHED)]
     ways = ("λ = 0.5", "λ tuned", "hindsight (λ)")
     nothing = [""] * len(ways)
-    # Of the base model there is one number, whatever the preference; it stands in the first column.
+    # Of what is no merge there is one number, whatever the preference; it stands in the first column.
     body = [
-        [method, *chain(*(found.get((method, kind), nothing) for kind in common))]
-        for method in dict.fromkeys(row["method"] for row in rows[1:])
+        [method, *cells, *nothing * (len(common) - 1)]
+        for (method, kind), cells in found.items()
+        if kind == base
     ]
-    body.insert(0, ["base model", *found["base model", base], *nothing * (len(common) - 1)])
+    body += [
+        [method, *chain(*(found.get((method, kind), nothing) for kind in common))]
+        for method in dict.fromkeys(row["method"] for row in rows if row["preference"] != base)
+    ]
     for (method, kind), cells in found.items():
         if kind.endswith(_PUBLISHED):
             before = common.index(kind.removesuffix(_PUBLISHED))
@@ -84,7 +88,7 @@ def _cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[st
             cells.append("")
             continue
         shown = spread(row[way])
-        top = max(other[way][0] for other in rows if way in other)
+        top = max(other[way][0] for other in rows if way in other and other["preference"])
         shown = f"**{shown}**" if row[way][0] == top else shown
         cells.append(f"{shown} ({row['hindsight_scaling']:g})" if way == "hindsight" else shown)
     return cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,20 +114,22 @@ def _of_number(families: Results, number: str) -> Results:
 
 
 def _section(data: str, families: Results, tables: Mapping[str, Any], rest: str) -> str:
-    parts = [f"\n## {data}\n\n{_command(families)} {_extent(families)}. All else is in [{rest}]({rest}).\n"]
+    parts = [f"\n## {data}\n\n{command_of(families)} {_extent(families)}. All else is in [{rest}]({rest}).\n"]
     for number, rows in tables["main_table"].items():
         ranked = ranked_table(rows, tables["preference_of"][number])
         parts.append(f"### {data}, T = {number}\n\n{ranked}")
     return "\n".join(parts)
 
 
-def _command(families: Results) -> str:
+def command_of(families: Results) -> str:
     """Return the command that measures a data set."""
-    flags = families[0]["flags"]
+    flags = re.sub(r" --first-seed \d+", "", families[0]["flags"])
     if not flags.startswith("--checkpoints"):  # which say both
-        seeds = {family["seed"] for family in families}
+        seeds = sorted({family["seed"] for family in families})
         numbers = sorted({family["num_tasks"] for family in families})
+        flags += f" --first-seed {seeds[0]}" if seeds[0] else ""
         flags += f" --seeds {len(seeds)} --tasks {' '.join(map(str, numbers))}"
+        flags += " --encoder MINILM --source SOURCE" if "sources" in families[0] else ""
     return f"`python -m benchmarks.continual {flags}`."
 
 
@@ -145,10 +148,13 @@ def _provenance(families: Results) -> str:
     seen = {
         family["num_tasks"]: family["num_statistics"] for family in families if "num_statistics" in family
     }
+    sources = "".join(
+        f"; {name}, SHA-256 {found[:16]}" for name, found in families[0].get("sources", {}).items()
+    )
     of_each = "".join(f", {count} at T = {number}" for number, count in sorted(seen.items()))
     return (
-        f"{_command(families)} Commit {', '.join(commits)}, {'; '.join(machines)}. {_extent(families)}; meta "
-        f"samples of {meta[0]} to {meta[-1]} examples, {held[0]} to {held[-1]} scored"
+        f"{command_of(families)} Commit {', '.join(commits)}, {'; '.join(machines)}. {_extent(families)}; "
+        f"meta samples of {meta[0]} to {meta[-1]} examples, {held[0]} to {held[-1]} scored"
         f"{seeing if families[0]['num_train'] else ''}"
-        f"{'; statistics of training examples of each task' + of_each if of_each else ''}.\n"
+        f"{'; statistics of training examples of each task' + of_each if of_each else ''}{sources}.\n"
     )

@@ -90,20 +90,20 @@ def ranked_table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
         rows: Of the main table.
         kind: The preference beside `uniform`.
     """
-    base, *others = rows
+    references = [row for row in rows if not row["preference"]]
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for row in others:
+    for row in rows:
         if row["preference"] in ("uniform", kind):
             found.setdefault(row["method"], {})[row["preference"]] = row
     best = {method: max(row["tuned"][0] for row in own.values()) for method, own in found.items()}
     order = sorted(found, key=lambda method: -best[method])
     places = {method: place for place, method in enumerate(order, 1)}
     families = list(dict.fromkeys(map(family_of, order)))
-    has_worst = any("worst" in row for row in rows)
+    has_worst = any("worst" in own for row in found.values() for own in row.values())
     columns = [(measure, own) for measure in ("mean", "worst") for own in ("uniform", kind)]
     columns = columns if has_worst else columns[:2]
     tops = {column: _top(found, *column) for column in columns}
-    body = [["", "", "base model", *_base_cells(base, columns)]]
+    body = [["", "", row["method"], *_reference_cells(row, columns)] for row in references]
     for family in families:
         for method in order:
             if family_of(method) == family:
@@ -132,7 +132,7 @@ def _cell(own: Mapping[str, Mapping[str, Any]], measure: str, kind: str, top: fl
     return f"**{spread(values)}**" if values[0] == top else spread(values)
 
 
-def _base_cells(base: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the base model's accuracy under `uniform`: it has no preference."""
-    known = {"mean": base["fixed"], "worst": base.get("worst", {}).get("fixed")}
+def _reference_cells(row: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the accuracy of what is no merge in the columns of `uniform`: it has no preference."""
+    known = {"mean": row["fixed"], "worst": row.get("worst", {}).get("fixed")}
     return [spread(known[measure]) if own == "uniform" and known[measure] else "" for measure, own in columns]

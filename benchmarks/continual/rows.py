@@ -74,8 +74,21 @@ def base_accuracies(result: Mapping[str, Any], measure: Measure = "mean") -> np.
     """Return the base model's accuracy by target."""
     if measure == "mean":
         return np.asarray(np.array(result["base_model"]) / sizes(result))
-    pairs = zip(result["base_model_by_task"], result["held_out_by_task"], strict=True)
-    return np.concatenate([worst([right], counts) for right, counts in pairs])
+    return _of_sums(result["base_model_by_task"], result, measure)
+
+
+def reference_accuracies(result: Mapping[str, Any], name: str, measure: Measure = "mean") -> np.ndarray:
+    """Return the accuracy by target of a model that merging is compared with, such as joint training."""
+    return _of_sums(result["references"][name], result, measure)
+
+
+def _of_sums(sums: Sequence[Sequence[float]], result: Mapping[str, Any], measure: Measure) -> np.ndarray:
+    """Return accuracy by target, from right answers by target and task."""
+    if measure == "mean":
+        return np.array([sum(own) for own in sums]) / sizes(result)
+    return np.concatenate(
+        [worst([own], counts) for own, counts in zip(sums, result["held_out_by_task"], strict=True)]
+    )
 
 
 def hindsight(results: Results, key: Key, measure: Measure = "mean") -> int:

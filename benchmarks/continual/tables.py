@@ -19,6 +19,7 @@ from benchmarks.continual.rows import (
     keys,
     mean,
     preference_of,
+    reference_accuracies,
     scalings,
     sizes,
     spread,
@@ -60,13 +61,27 @@ def main_table(results: Results) -> list[dict[str, Any]]:
     base: dict[str, Any] = {"fixed": spread([mean(base_accuracies(result)) for result in results])}
     if all("base_model_by_task" in result for result in results):
         base["worst"] = {"fixed": spread([mean(base_accuracies(result, "worst")) for result in results])}
-    rows = [{"method": "base model", "preference": "", **base}]
+    rows = [{"method": "base model", "preference": "", **base}, *_references(results)]
     for key in keys(results):
         found = _by_way(results, key, "mean")
         if is_measured(results, key, "worst"):
             found["worst"] = _by_way(results, key, "worst")
         rows.append({"method": key[0], "preference": key[1], **found})
     return rows
+
+
+def _references(results: Results) -> list[dict[str, Any]]:
+    """Return the rows of what merging is compared with: each example's own checkpoint, joint training."""
+    every = [result.get("references", {}) for result in results]
+    names = [name for name in every[0] if all(name in own for own in every)]
+
+    def found(name: str, measure: Measure) -> dict[str, list[float]]:
+        return {"fixed": spread([mean(reference_accuracies(result, name, measure)) for result in results])}
+
+    return [
+        {"method": name, "preference": "", **found(name, "mean"), "worst": found(name, "worst")}
+        for name in names
+    ]
 
 
 def _by_way(results: Results, key: Key, measure: Measure) -> dict[str, Any]:
@@ -79,18 +94,20 @@ def paired_tests(results: Results) -> list[dict[str, Any]]:
     """Return how far Tunable MAGMAX is ahead of every other row, and how sure that is.
 
     Its preference is from labels, or the known one where there is no other. Holm's correction is over the
-    rows, for each source of λ by itself.
+    rows, for each source of λ by itself. Nothing where it was not measured.
     """
     return _ahead(results, OURS)
 
 
 def agreement_tests(results: Results) -> list[dict[str, Any]]:
-    """Return the same for `agreement`; nothing where it was not measured."""
-    return _ahead(results, AGREEMENT) if any(method == AGREEMENT for method, _ in keys(results)) else []
+    """Return the same for `agreement`."""
+    return _ahead(results, AGREEMENT)
 
 
 def _ahead(results: Results, method: str) -> list[dict[str, Any]]:
     ours = method, preference_of(results)
+    if not is_measured(results, ours):
+        return []
     rows = [{"method": other[0], "preference": other[1]} for other in keys(results) if other != ours]
     for way in ("fixed", "tuned"):
         tests = [_difference(results, ours, (row["method"], row["preference"]), way) for row in rows]
@@ -159,7 +176,7 @@ def sample_losses(results: Results) -> list[dict[str, Any]]:
 
 def selections(results: Results) -> list[dict[str, Any]]:
     """Return the accuracy of both selections of Tunable MAGMAX by scaling coefficient."""
-    kinds = [kind for method, kind in keys(results) if method == TOP_N]
+    kinds = [kind for method, kind in keys(results) if method == TOP_N and is_measured(results, (OURS, kind))]
     return [
         {"preference": kind, "scaling": scaling}
         | {
