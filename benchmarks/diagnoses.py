@@ -2,6 +2,7 @@
 
     python -m benchmarks.diagnoses                     # 0.25B parameters, about two minutes
     python -m benchmarks.diagnoses --size 1b --write   # and store it in benchmarks/results/diagnoses.json
+    python -m benchmarks.diagnoses --pairs --write     # metrics of pairs alone, and docs/mergeability.md
 
 Reading is that of every byte of the weight files, plainly, in two threads. A diagnosis is timed twice: its
 pass over the files alone, and its whole process, less `python -c "import torch"`. Warm, files are in the
@@ -13,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +31,12 @@ from torch import Tensor
 
 from benchmarks import timing
 from benchmarks.families import make_family
+from benchmarks.page_tables import replace_tables
+from hub_magmax.analysis import pair_sums
+from hub_magmax.pipeline import plan
 
 RESULTS = Path(__file__).parent / "results" / "diagnoses.json"
+PAGE = Path(__file__).parents[1] / "docs" / "mergeability.md"
 NUM_TASKS = 5
 
 #: Returns a faulty checkpoint's tensor of a name, given its name and a reader of a sound one's.
@@ -71,14 +78,18 @@ def write_faulty(folder: Path, sound: Path, fault: Fault) -> None:
         save_file(tensors, folder / shard, metadata={"format": "pt"})
 
 
-def diagnose(folder: Path, models: Mapping[str, str]) -> dict[str, Any]:
-    """Diagnose in a process of its own, and return what it found."""
+def write_recipe(folder: Path, models: Mapping[str, str]) -> None:
     recipe = {
         "base_model": "./base",
         "tasks": [{"name": name, "model": f"./{model}"} for name, model in models.items()],
         "preference": {"geometric": {"ratio": 0.7}},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def diagnose(folder: Path, models: Mapping[str, str]) -> dict[str, Any]:
+    """Diagnose in a process of its own, and return what it found."""
+    write_recipe(folder, models)
     command = [sys.executable, "-m", "hub_magmax", "diagnose", str(folder / "recipe.yaml"), "--json"]
     done = timing.run(command)
     found: dict[str, Any] = json.loads(done.output)
@@ -128,13 +139,57 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_pairs(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Time metrics of pairs without directions against plain reading, in this process, by processor time."""
+    inputs = make_family(folder, options.size, num_tasks=NUM_TASKS)
+    write_recipe(folder, {f"t{n}": f"task-{n}" for n in range(1, NUM_TASKS + 1)})
+    planned = plan(folder / "recipe.yaml")
+    pair_sums.measure_pairs(planned, rank=0)  # compiles, and reads into the page cache
+    reading, passing = [], []
+    for _ in range(options.repeat):
+        reading.append(_processor_seconds(lambda: timing.read_all(inputs)))
+        passing.append(_processor_seconds(lambda: pair_sums.measure_pairs(planned, rank=0)))
+    seconds = statistics.median(passing)
+    return timing.facts("diagnoses", options, "--pairs") | {
+        "tasks": NUM_TASKS,
+        "bytes": sum(path.stat().st_size for path in inputs),
+        "reading_processor_seconds": statistics.median(reading),
+        "pairs_processor_seconds": seconds,
+        "pairs_ratio": seconds / statistics.median(reading),
+        "load": os.getloadavg()[0],
+    }
+
+
+def _processor_seconds(call: Callable[[], Any]) -> float:
+    started = time.process_time()
+    call()
+    return time.process_time() - started
+
+
+def render_pairs(found: Mapping[str, Any]) -> None:
+    """Write the cost of metrics of pairs into the page, in place of the one that is there."""
+    seconds, ratio = found["pairs_processor_seconds"], found["pairs_ratio"]
+    told = (
+        f"Of {found['tasks']} tasks of {found['parameters'] / 1e9:.2g}B parameters that pass took "
+        f"{seconds:.2f} s of a processor,\n{ratio:.1f} times as long as reading their files from the page "
+        f"cache, beside other work (load {found['load']:.0f}; `python -m benchmarks.diagnoses --pairs`)."
+    )
+    replace_tables(PAGE, r"Of \d+ tasks of [^`]* parameters that pass took[^`]*`[^`]*`\)\.", told)
+
+
 def main() -> None:
-    options = timing.parser(__doc__, repeat=5).parse_args()
+    parser = timing.parser(__doc__, repeat=5)
+    parser.add_argument("--pairs", action="store_true", help="time metrics of pairs alone")
+    options = parser.parse_args()
     with timing.family_folder(options) as folder:
-        found = measure(folder, options)
+        found = (measure_pairs if options.pairs else measure)(folder, options)
     print(json.dumps(found, indent=2))
     if options.write:
-        RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+        stored = json.loads(RESULTS.read_text())
+        kept = {"pairs": found} if options.pairs else {"pairs": stored["pairs"]}
+        RESULTS.write_text(json.dumps((stored if options.pairs else found) | kept, indent=2) + "\n")
+    if options.pairs and options.write:
+        render_pairs(found)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from itertools import combinations, compress
 from typing import Any
 
@@ -21,8 +20,13 @@ from hub_magmax.analysis.diagnosing import opened_plan, stored_chunks
 from hub_magmax.analysis.pair_examples import NOTHING, Examined, examine_pairs, why_not
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import RecipeError
+from hub_magmax.kernels.dispatch import choose_backend
+from hub_magmax.kernels.lazy_imports import inference
 from hub_magmax.merging.chunk_memory import ChunkMemory
+from hub_magmax.merging.chunks import StoredChunks
+from hub_magmax.methods.geometry.gram import Gram as GramOfTensor
 from hub_magmax.methods.spectra import directions
+from hub_magmax.planning.budget import CHUNK_ELEMENTS, READ_AHEAD_BYTES, threads_of
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.recipe.arguments import opened
 from hub_magmax.reporting.pair_metrics import (
@@ -39,13 +43,6 @@ from hub_magmax.text import ProgressBar, Report, format_bytes, format_seconds, u
 
 #: Directions of each matrix that the paper compares.
 RANK = 10
-
-#: Elements whose products are added in float32, and blocks in float64: an error of 1e-7 of the
-#: product of both lengths.
-_BLOCK = 4096
-
-#: Elements of a chunk: few enough to stay in a processor's cache.
-_CHUNK = 2**17
 
 #: Rows and columns of the matrix whose directions tell how fast this machine finds some.
 _TRIED = 192
@@ -74,11 +71,11 @@ def measure_pairs(
     """
     if len(plan.lock.tasks) < 2:
         raise RecipeError("there is one task, and metrics are of pairs", expected="two tasks or more")
-    started = time.perf_counter()
+    started, num_threads = time.perf_counter(), threads_of(plan)
     with opened_plan(plan, sources) as (found, ordered, reader):
         jobs = [job for job in found.merged if job.num_elements]
         tasks = range(len(ordered) - 1)
-        sums = _sums(jobs, ordered, reader, progress)
+        sums = _sums(jobs, ordered, num_threads, progress)
         changed = (np.diagonal(sums, axis1=1, axis2=2) > 0).sum(1) > 1  # by two tasks, or no pair has both
         chosen = _matrices(compress(jobs, changed)) if rank else []
         spaces = _Subspaces(len(tasks))
@@ -162,32 +159,34 @@ def _matrices(jobs: Iterable[TensorJob]) -> list[TensorJob]:
 def _sums(
     jobs: Sequence[TensorJob],
     ordered: Sequence[TensorSource],
-    reader: ThreadPoolExecutor,
+    num_threads: int,
     progress: Callable[[int], None],
 ) -> np.ndarray:
-    """Return by tensor the inner products of the task vectors, over every element."""
-    count = len(ordered) - 1
-    sums, memory = np.zeros((len(jobs), count, count)), ChunkMemory()
-    for number, job in enumerate(jobs):
-        chunks = stored_chunks(job, ordered, reader)
-        chunks = replace(chunks, reader=None, memory=memory, chunk_elements=_CHUNK)
-        for _, vectors in chunks.arrays():
-            sums[number] += _products(torch.from_numpy(vectors))
-        if not np.isfinite(sums[number]).all():
-            for _, chunk in chunks.stored():
-                chunks.check(math.nan, chunk)
+    """Return by tensor the inner products of the task vectors, over every element.
+
+    They are added in float64 in a fixed order (`kernels.products`), so that chunks, threads and backends
+    change no bit.
+    """
+    base, *tasks = ordered
+    backend, memory = choose_backend(sum(job.num_elements for job in jobs)), ChunkMemory()
+    for source in ordered:
+        source.expect([job.name for job in jobs], READ_AHEAD_BYTES // len(ordered))
+
+    def products(job: TensorJob) -> np.ndarray:
+        chunks = StoredChunks(
+            job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, None, backend, memory
+        )
+        with inference():
+            found = GramOfTensor(chunks, job.shape).products()
         chunks.release(job.num_elements)
-        progress(job.num_bytes)
+        return found[1:, 1:]  # without the base model's values
+
+    sums = np.zeros((len(jobs), len(tasks), len(tasks)))
+    with ThreadPoolExecutor(num_threads) as pool:
+        for number, found in enumerate(pool.map(products, jobs)):
+            sums[number] = found
+            progress(jobs[number].num_bytes)
     return sums
-
-
-def _products(vectors: torch.Tensor) -> np.ndarray:
-    """Return inner products of rows; conversions to float64 would take seven times as long as these."""
-    whole = vectors.shape[1] // _BLOCK * _BLOCK
-    blocks = vectors[:, :whole].reshape(len(vectors), -1, _BLOCK)
-    sums = (blocks.transpose(0, 1) @ blocks.permute(1, 2, 0)).double().sum(0)
-    rest = vectors[:, whole:].double()
-    return np.asarray((sums + rest @ rest.T).numpy())
 
 
 def _layerwise(sums: np.ndarray) -> np.ndarray:
