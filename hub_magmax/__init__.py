@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from hub_magmax.studies import compare as compare
     from hub_magmax.studies import diagnose as diagnose
     from hub_magmax.studies import picture as picture
+    from hub_magmax.studies import predict_merge as predict_merge
     from hub_magmax.studies import prefer as prefer
     from hub_magmax.studies import run_sites as run_sites
     from hub_magmax.studies import sweep as sweep
@@ -76,6 +77,7 @@ _HOMES = {
     "parse_recipe": "recipe.loading",
     "picture": "studies",
     "plan": "pipeline",
+    "predict_merge": "studies",
     "prefer": "studies",
     "preference_from_labels": "preference.labels",
     "push": "publishing.pushing",

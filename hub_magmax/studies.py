@@ -7,14 +7,16 @@ Each locks the recipe itself where no lock is given. Nothing is written. Results
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
-from hub_magmax.analysis.pair_sums import measured_pairs
+from hub_magmax.analysis.merge_history import read_history
+from hub_magmax.analysis.pair_sums import RANK, measured_pairs
+from hub_magmax.analysis.predicting_merges import MergePredictions, predict_merges
 from hub_magmax.analysis.study_journal import study_journal
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import ArgumentError, HubMagmaxError, RecipeError
@@ -67,7 +69,7 @@ def diagnose(
     rank: int | None = None,
     examples: int = 0,
     report: Report = lambda line: None,
-    progress: Callable[[int], None] = lambda num_bytes: None,
+    progress: ProgressBar = unseen,
 ) -> Diagnosis:
     """Read all checkpoints once, and return what is odd about them before they are merged.
 
@@ -77,26 +79,69 @@ def diagnose(
         rank: Measure pairs of tasks too, with so many directions of each matrix; 0 without any.
         examples: Of each task, on which pairs of models run then.
         report: Called with a line of text at each long step.
-        progress: Called with the bytes of the output that the tensors read since the last call stand for.
+        progress: Called with the bytes of the output, or the pairs of tasks, what is done and the unit; opens
+            what is called with those that are done since the last call.
 
     Raises:
         MismatchError: If the checkpoints do not fit each other.
         NonFiniteError: At a NaN or infinity in a checkpoint.
         ArgumentError: If `rank` or `examples` is negative, or there are `examples` without a `rank`.
     """
-    for name, value in (("rank", rank or 0), ("examples", examples)):
-        if value < 0:
-            raise ArgumentError(f"{name} is {value}", expected="a number from 0")
+    _check_counts(rank=rank or 0, examples=examples)
     if rank is None and examples:
         hint = "Give a rank too: rank=0 measures pairs without directions of matrices."
         raise ArgumentError(f"examples is {examples}, and without a rank no pair is measured", hint=hint)
     recipe = as_recipe(recipe)
     planned = plan(recipe, locked or lock(recipe, report=report))
-    found = diagnosing.diagnose(planned, progress=progress)
-    return (
-        found
-        if rank is None
-        else replace(found, metrics=measured_pairs(planned, rank, examples, report=report))
+    with opened(progress, planned.bytes_out, "diagnosing", "bytes") as advance:
+        found = diagnosing.diagnose(planned, progress=advance or (lambda num_bytes: None))
+    if rank is None:
+        return found
+    return replace(found, metrics=measured_pairs(planned, rank, examples, report=report, progress=progress))
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 0:
+            raise ArgumentError(f"{name} is {value}", expected="a number from 0")
+
+
+@checked
+def predict_merge(
+    recipe: RecipeLike,
+    history: Path,
+    locked: LockLike | None = None,
+    *,
+    rank: int = RANK,
+    examples: int = 10,
+    report: Report = lambda line: None,
+    progress: ProgressBar = unseen,
+) -> MergePredictions:
+    """Predict how much of its tasks each method keeps, from finished merges, by two models side by side.
+
+    Args:
+        recipe: Names the tasks; every pair of them is predicted, and all.
+        history: Folder with finished merges in it or below it: scored, with equal weights.
+        locked: Lock of the recipe; made now where it is not given.
+        rank: Directions of each matrix that metrics of pairs compare; 0 for none.
+        examples: Of each task, on which metrics run models; 0 for none.
+        report: Called with a line of text at each long step.
+        progress: Called with a total, what is done and the unit; opens what is called with each step's size.
+
+    Raises:
+        OutputError: If the history holds no finished merge.
+        MismatchError: If the checkpoints do not fit each other.
+        ArgumentError: If `rank` or `examples` is negative.
+    """
+    _check_counts(rank=rank, examples=examples)
+    recipe, known = as_recipe(recipe), read_history(history)
+    locked = as_lock(locked) or lock(recipe, report=report, progress=progress)
+    if not any(merge.metrics for merge in known.merges):
+        report("no merge of the history has metrics, so none are measured")
+        return predict_merges(locked, known, None)
+    planned = plan(recipe, locked)
+    return predict_merges(
+        locked, known, measured_pairs(planned, rank, examples, report=report, progress=progress)
     )
 
 

@@ -1,6 +1,7 @@
 """Metrics of pairs of task vectors: against whole decompositions, by hand, and by what changes none."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -9,9 +10,13 @@ import torch
 from click.testing import CliRunner
 
 import hub_magmax as hm
+from hub_magmax.analysis import pair_sums
 from hub_magmax.analysis.pair_sums import cost_of_directions, measure_pairs
 from hub_magmax.cli import main
 from hub_magmax.errors import ArgumentError, NonFiniteError, RecipeError
+from hub_magmax.kernels.compiled.backend import Compiled
+from hub_magmax.kernels.products import BLOCK
+from hub_magmax.kernels.reference import Reference
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.reporting.diagnosis import read_diagnosis
@@ -167,6 +172,19 @@ def test_a_nan_is_refused_wherever_it_is(tmp_path):
         measure_pairs(write(tmp_path, draw(0), changes)[0])
 
 
+def test_chunks_threads_and_backends_change_no_bit(tmp_path, monkeypatch):
+    shapes = {"large": (300, 200), "small": (7, 3)}
+    planned, _ = write(tmp_path, draw(0, shapes), {task: draw(n, shapes) for n, task in enumerate(TASKS, 1)})
+    found = [measure_pairs(planned, rank=0)]
+    for backend in (Reference(), Compiled()):
+        monkeypatch.setattr(pair_sums, "choose_backend", lambda count, own=backend: own)
+        for threads in (1, 3):
+            monkeypatch.setattr(pair_sums, "threads_of", lambda plan, own=threads: own)
+            monkeypatch.setattr(pair_sums, "CHUNK_ELEMENTS", BLOCK * threads)
+            found.append(measure_pairs(planned, rank=0))
+    assert len({one.metrics for one in found}) == 1
+
+
 def test_one_task_has_no_pair(tmp_path):
     planned, _ = write(tmp_path, draw(0), {"a": draw(1)})
     with pytest.raises(RecipeError, match="metrics are of pairs"):
@@ -180,7 +198,19 @@ def test_the_verb_stores_what_it_measures_and_python_measures_the_same(tmp_path,
     assert done.exit_code == 0 and "right_subspace_overlap_top_k" in done.stdout
     assert "singular directions of 2 matrices of 3 tasks" in done.stderr
     stored = read_diagnosis(tmp_path / "recipe.diagnosis.json")
-    again = hm.diagnose(recipe, rank=3)
+    done_bytes = []
+
+    @contextmanager
+    def progress(total, doing, unit):
+        counted = []
+        yield counted.append
+        done_bytes.append((doing, total, sum(counted)))
+
+    again = hm.diagnose(recipe, rank=3, progress=progress)
+    assert [(doing, count) for doing, _, count in done_bytes] == [
+        (doing, total) for doing, total, _ in done_bytes
+    ]
+    assert [doing for doing, *_ in done_bytes] == ["diagnosing", "reading pairs of tasks"]
     assert stored.metrics is not None and again.metrics is not None
     assert replace(stored.metrics, seconds=0) == replace(again.metrics, seconds=0)
     assert again.table("markdown").count("\n| :---") == 3

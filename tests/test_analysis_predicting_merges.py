@@ -2,14 +2,16 @@
 
 import itertools
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import hub_magmax as hm
 from hub_magmax.analysis.merge_history import FinishedMerge, MergeHistory, base_of, read_history
-from hub_magmax.analysis.predicting_merges import predict_merges
+from hub_magmax.analysis.predicting_merges import predict_merges, read_predictions
 from hub_magmax.cli import main
 from hub_magmax.errors import OutputError
 from hub_magmax.pipeline import lock, run
@@ -173,6 +175,24 @@ def test_a_finished_merge_is_read_with_its_metrics(tmp_path):
     assert len(read.metrics) == 28 and (read.rank, read.num_examples) == (2, 2)
     assert read.base_model.startswith("base ")
     assert found.left_out == {"of unequal weights": 1}
+    again = tmp_path / "even.yaml"
+    words = ["predict-merge", str(again), "--history", str(tmp_path), "--rank", "2", "--examples", "2"]
+    done = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert done.exit_code == 0 and "predictions.json" in done.stdout
+    stored = read_predictions(tmp_path / "even" / "predictions.json")
+    units = []
+
+    @contextmanager
+    def progress(total, doing, unit):
+        units.append(unit)
+        yield lambda count: None
+
+    predicted = hm.predict_merge(again, tmp_path, rank=2, examples=2, progress=progress)
+    assert predicted == stored and {"pairs", "bytes"} <= {*units}
+    assert predicted.to_frame()["measured"].tolist() == [pytest.approx(1.5)]
+    assert "r of the rest" in predicted._repr_html_()
+    with pytest.raises(hm.HubMagmaxError, match="rank is -1"):
+        hm.predict_merge(again, tmp_path, rank=-1)
 
 
 def test_a_folder_without_merges_is_refused(tmp_path):

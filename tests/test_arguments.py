@@ -100,7 +100,7 @@ def valid(folder):
         "base": base, "tasks": {"a": {"w": torch.ones(2)}}, "task_vectors": torch.ones(2, 3),
         "labels": [1], "classes": {"a": [1]}, "result": draw_scores(("a", "b")), "name": "mine",
         "source": "me", "record": folder / "decisions.jsonl", "selection": folder / "merged",
-        "first": [n % 7 for n in range(40)], "second": [n % 5 for n in range(40)],
+        "history": folder, "first": [n % 7 for n in range(40)], "second": [n % 5 for n in range(40)],
     }  # fmt: skip
 
 

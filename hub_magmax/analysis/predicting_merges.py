@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,15 @@ from hub_magmax.analysis.mergeability import (
     leverages,
     ridge,
 )
+from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.tables import Format, Table, Tabular
+from hub_magmax.files import read_json, write_text
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.reporting.pair_metrics import PairMetrics
 from hub_magmax.text import number_of
+
+#: File of predictions, beside the recipe or its merged model.
+PREDICTIONS_NAME = "predictions.json"
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,10 @@ class MergePredictions(Tabular):
             return self.as_table().write(form)
         return f"{self.as_table().write(form)}\n\n{self.footings().write(form)}"
 
+    def _repr_html_(self) -> str:
+        """Return predictions and what they are worth, as notebooks show them."""
+        return self.as_table()._repr_html_() + self.footings()._repr_html_()
+
     def to_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return found
@@ -150,6 +160,24 @@ class MergePredictions(Tabular):
 
 def _worth(found: Worth | None) -> tuple[float | None, float | None]:
     return (found.r, found.error) if found else (None, None)
+
+
+def write_predictions(found: MergePredictions, path: Path) -> Path:
+    """Write predictions to a file, and return its path."""
+    write_text(path, json.dumps(found.to_dict(), indent=1) + "\n")
+    return path
+
+
+def read_predictions(path: Path) -> MergePredictions:
+    """Return the predictions that `write_predictions` stored.
+
+    Raises:
+        OutputError: If the file is not what it writes.
+    """
+    refused = OutputError(
+        "no predictions of this version", where=str(path), hint="Run `hub-magmax predict-merge` again."
+    )
+    return read_json(path.read_bytes(), MergePredictions, refused)[0]
 
 
 def predict_merges(lock: Lock, history: MergeHistory, metrics: PairMetrics | None) -> MergePredictions:

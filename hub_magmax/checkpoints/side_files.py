@@ -23,6 +23,7 @@ _ABOUT_WEIGHTS = (
     "recipe.lock.json",
     "merge_report.json",
     "outcomes.json",
+    "predictions.json",
     "provenance.json",
     "router.json",
     "scores.json",

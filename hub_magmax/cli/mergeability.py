@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hub_magmax.cli.options import RecipeOptions, format_option, metric_options, recipe_options
-from hub_magmax.cli.terminal import Answer, progress, say, verb
+from hub_magmax.cli.terminal import Answer, progress, say, table_and, verb
 
 if TYPE_CHECKING:
     from hub_magmax.evaluation.tables import Format
@@ -28,26 +28,25 @@ def predict_merge(asked: RecipeOptions, history: Path, rank: int, examples: int,
     scores: by effects of tasks that add up, and by ridge regression on metrics of
     pairs. Both are fitted on finished merges of equal weights, in the history or
     below it: scores, and metrics that `diagnose --metrics` wrote. How well each
-    does for a new task is told below.
+    does for a new task is told below. Writes predictions.json.
 
     \b
     Example:
       hub-magmax predict-merge recipe.yaml --history .
     """
-    from hub_magmax.analysis.merge_history import read_history
-    from hub_magmax.analysis.pair_sums import measured_pairs
-    from hub_magmax.analysis.predicting_merges import predict_merges
-    from hub_magmax.cli.recipe_and_lock import lock_journal, read_asked
+    from hub_magmax.analysis.predicting_merges import PREDICTIONS_NAME, write_predictions
+    from hub_magmax.cli.recipe_and_lock import checked_beside, lock_journal, read_asked
     from hub_magmax.pipeline import lock
-    from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.recipe.result_files import place_of_results
+    from hub_magmax.studies import predict_merge as do_predict
 
-    known = read_history(history)
+    beside = checked_beside(asked, [PREDICTIONS_NAME])
     found, locked = read_asked(asked)
     locked = locked or lock(found, report=say, progress=progress, journal=lock_journal(asked, found))
-    has_metrics = any(merge.metrics for merge in known.merges)
-    if not has_metrics:
-        say("no merge of the history has metrics, so none are measured")
-    planned = make_plan(found, locked)
-    metrics = measured_pairs(planned, rank, examples, report=say, progress=progress) if has_metrics else None
-    predictions = predict_merges(locked, known, metrics)
-    return Answer(predictions.to_dict(), predictions.table(form))
+    place = place_of_results(found, locked, beside)
+    place.check([PREDICTIONS_NAME])
+    predictions = do_predict(
+        found, history, locked, rank=rank, examples=examples, report=say, progress=progress
+    )
+    file = write_predictions(predictions, place.path(PREDICTIONS_NAME))
+    return Answer(predictions.to_dict(), table_and([file], predictions.table(form), form))
