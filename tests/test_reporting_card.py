@@ -186,7 +186,7 @@ def test_the_first_lines_say_what_it_is_what_it_is_made_of_and_how_it_does():
     )
     # .7 · .902 + .3 · .604, and so on; .902 of .953 and .604 of .875.
     assert first_lines(card) == [
-        "**A model for text generation**: `LlamaForCausalLM`, 403,296 parameters in bfloat16 and `I64`.",
+        "**A model for text generation**: `LlamaForCausalLM`, 403,000 parameters in bfloat16.",
         "Merged from 2 checkpoints fine-tuned from `org/base@aaaaaaa`, by `tunable_magmax` for the "
         "preference `animals` 0.7 and `plants` 0.3.",
         "`accuracy` is 81.3 % weighted by the preference, against 18.7 % for the base model and 93.0 % for "

@@ -32,6 +32,9 @@ _MAX_NAME = 40
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
+#: Dtypes of positions, counters and masks, which are no parameters.
+_BUFFERS = ("I64", "U64", "BOOL")
+
 #: Turns a name that others wrote into text: code on a card, itself in a terminal.
 Quote = Callable[[str], str]
 
@@ -54,9 +57,10 @@ def _size(report: MergeReport) -> str:
     """Return the number of parameters and their dtypes; of earlier reports the size of the weights."""
     if not report.parameters:
         return f"{format_bytes(report.bytes_out)} of weights"
-    dtypes = sorted(report.parameters, key=lambda dtype: -report.parameters[dtype])
+    counts = {dtype: count for dtype, count in report.parameters.items() if dtype not in _BUFFERS}
+    dtypes = sorted(counts, key=lambda dtype: -counts[dtype])
     named = listed([_DTYPES.get(dtype) or code(dtype) for dtype in dtypes])
-    return f"{count_in_words(sum(report.parameters.values()))} parameters in {named}"
+    return f"{count_in_words(sum(counts.values()))} parameters{f' in {named}' if named else ''}"
 
 
 def count_in_words(count: int) -> str:
