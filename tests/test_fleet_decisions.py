@@ -726,6 +726,7 @@ def test_lines_of_standard_input(here):
 WRONG = {
     "no such model": (["nothing/there/x", "texts.jsonl"], "nothing/there/x"),
     "no such inputs": (["bert", "no.jsonl"], "did you mean texts.jsonl"),
+    "no such inputs either": (["nothing/there/x", "no.jsonl"], "did you mean texts.jsonl"),
     "no such data set": (["bert", "me/texts1.0"], "me/texts1.0"),
     "a name too long": (["bert", "x" * 5000], "no name of data"),
     "no such column": (["bert", "texts.jsonl", "--column", "x"], "one of text"),

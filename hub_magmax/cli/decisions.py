@@ -48,12 +48,14 @@ def predict(
     Example:
       hub-magmax predict merged rows.parquet --record decisions.jsonl
     """
-    from hub_magmax.evaluation.column_values import column_values
+    from hub_magmax.evaluation.column_values import column_values, refuse_missing
     from hub_magmax.fleet.decision_inputs import lines_of
     from hub_magmax.fleet.predicting import INPUT_COLUMNS, Decoding, load_predictor, place_of
     from hub_magmax.fleet.recording import check_place, record_of
 
     check_place(record)
+    if inputs != STDIN:
+        refuse_missing(inputs, "inputs")  # before the model is fetched and loaded
     predictor = load_predictor(place_of(model), model, Decoding(**how.given()))
     values: Iterable[Any] = (
         lines_of(sys.stdin.buffer)

@@ -26,7 +26,7 @@ def column_values(place: str, column: str | None, split: str, what: str) -> Sequ
     Raises:
         EvaluationError: If it cannot be read, or has no such column.
     """
-    _refuse_missing(place, what)
+    refuse_missing(place, what)
     try:
         spec = Data(dataset=place, split=split)
     except ValueError as error:  # of pydantic
@@ -46,8 +46,12 @@ def column_values(place: str, column: str | None, split: str, what: str) -> Sequ
     return found
 
 
-def _refuse_missing(place: str, what: str) -> None:
-    """Raise EvaluationError for a name that can only be a file's or a folder's, and is not there."""
+def refuse_missing(place: str, what: str) -> None:
+    """Refuse a name of data that can only be a file's or a folder's, and is not there.
+
+    Raises:
+        EvaluationError: Names the data as `what`.
+    """
     is_path = place.startswith((".", "/", "~")) or Path(place).suffix in READERS
     if not place or (is_path and not is_there(Path(place).expanduser())):
         raise EvaluationError(
