@@ -166,6 +166,20 @@ def test_file_lists_repositories_folders_and_recipes(merged, org, hub, tmp_path)
         fleet_status("fleet.yaml")
 
 
+@pytest.mark.parametrize(
+    ("weights", "told"),
+    [
+        ((0.3, 0.7, 0.0, 0.0), "b 0.7, a 0.3"),
+        ((0.3, 0.4, 0.2, 0.1), "b 0.4 and 3 more"),
+        ((0.25, 0.25, 0.25, 0.25), "equal, 4 tasks"),
+        ((0.0, 1.0, 0.0, 0.0), "b 1"),
+    ],
+)
+def test_tasks_that_a_model_is_not_for_do_not_hide_those_that_it_is_for(weights, told):
+    status = Status("me/model", preference=dict(zip("abcd", weights, strict=True)))
+    assert f" {told}  " in as_table([status]).write()
+
+
 def test_model_that_is_not_what_its_recipe_asks_now(merged, tmp_path):
     names = {"base_model": "me/fleet-base", "tasks": [{"name": t, "model": f"me/fleet-{t}"} for t in "ab"]}
 

@@ -94,13 +94,12 @@ def preference_in_words(status: Status) -> str:
 
 
 def _shortly(status: Status) -> str:
-    """Return the same with the heaviest of many tasks only."""
-    weights = status.preference
-    text = preference_in_words(status)
-    if len(weights) <= _FEW or len({*weights.values()}) == 1:
-        return text
-    heaviest = max(weights, key=lambda task: weights[task])
-    return f"{_weighted(heaviest, weights[heaviest])} and {len(weights) - 1} more"
+    """Return the same without tasks of weight 0, and with the heaviest of many tasks only."""
+    if len({*status.preference.values()}) == 1:
+        return preference_in_words(status)
+    heaviest = sorted(filter(status.preference.get, status.preference), key=lambda t: -status.preference[t])
+    named = [_weighted(task, status.preference[task]) for task in heaviest]
+    return ", ".join(named) if len(named) <= _FEW else f"{named[0]} and {len(named) - 1} more"
 
 
 def _weighted(task: str, weight: float) -> str:
