@@ -1,13 +1,21 @@
 """A merged model is assessed beside its base model and the tasks' own checkpoints, and not flattered."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from hub_magmax.evaluation.assessment import assess
 from hub_magmax.evaluation.scores import Score, Scores
+from hub_magmax.reporting.headline import result
 from tests.classifiers import classifier_recipe, write_classifiers
 from tests.test_cli import call
+
+
+def lock_of(weights):
+    """Return what the first lines read of a lock."""
+    return SimpleNamespace(preference=SimpleNamespace(shares=weights))
 
 
 def scores(table, *, is_share=True):
@@ -74,6 +82,42 @@ def test_model_that_was_not_scored_is_not_assessed():
 def test_task_that_was_not_scored_leaves_the_weighted_mean_open():
     found = assess(scores({"a": (0.2, 0.9, 0.8), "b": (0.5, 0.9, None)}), EVEN)
     assert found.weighted.merged is None and found.plain.merged == pytest.approx(0.8)
+
+
+WANTED = {"a": 0.7, "b": 0.3, "c": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("table", "below"),
+    [
+        (
+            {"a": (0.5, 0.9, 0.4), "b": (0.5, 0.9, 0.6), "c": (0.5, 0.9, 0.0)},
+            "on average (46.0 % against 50.0 %) and on 1 of 2 tasks that it is for, a (50.0 % → 40.0 %), "
+            "and on the other one",
+        ),
+        (
+            {"a": (0.5, 0.9, 0.8), "b": (0.5, 0.9, 0.8), "c": (0.5, 0.9, 0.4)},
+            "on the task that it is not for, c (50.0 % → 40.0 %)",
+        ),
+    ],
+)
+def test_tasks_that_a_model_is_not_for_are_told_apart(table, below):
+    first, rest = result(scores(table), lock_of(WANTED))
+    assert first == f"Below its base model {below}."
+    least = min(table[task][2] for task in "ab")
+    assert f"{100 * least / 0.9:.0f} % on the worst task, a " in rest, "of those that it is for"
+
+
+def test_a_checkpoint_that_does_better_alone_is_named():
+    table = scores({"a": (0.1, 0.9, 0.8), "b": (0.1, 0.7, 0.7)})
+    cells = (Score("a", "b", 0.8, 0.8, 0.8, 10), Score("b", "a", 0.1, 0.1, 0.1, 10))
+    measured = replace(table, scores=table.scores + cells)
+    # .85 of a alone on both, against .75.
+    assert (
+        "The checkpoint of a alone does better on average (85.0 % against 75.0 %)."
+        in result(measured, lock_of(EVEN))[1]
+    )
+    assert "alone" not in result(table, lock_of(EVEN))[1], "not known"
 
 
 def test_programs_get_plain_values():

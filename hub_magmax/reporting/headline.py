@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hub_magmax.evaluation.assessment import Assessment, assess
 from hub_magmax.evaluation.scores import Scores
-from hub_magmax.evaluation.tradeoff import Tradeoff
+from hub_magmax.evaluation.tradeoff import Tradeoff, best_single
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import COEFFICIENTS, Lock
 from hub_magmax.reporting.model_kind import ModelKind
@@ -155,7 +155,8 @@ def result(scores: Scores, lock: Lock, quote: Quote = one_line) -> tuple[str, st
     below = [text for text in (_below_mean(found, unit), _below_tasks(found, unit, quote)) if text]
     first = f"Below its base model {' and '.join(below)}." if below else ""
     means = f"{_means(found, quote(scores.metric), unit)}{_kept(found, unit, quote)}."
-    return first, " ".join(filter(None, (means, _weak(found, unit, quote))))
+    more = (_weak(found, unit, quote), _single(found, scores, unit, quote))
+    return first, " ".join(filter(None, (means, *more)))
 
 
 def assessment_of(scores: Scores, lock: Lock) -> dict[str, Any] | None:
@@ -174,12 +175,29 @@ def _below_mean(found: Assessment, unit: Unit) -> str:
 
 
 def _below_tasks(found: Assessment, unit: Unit, quote: Quote) -> str:
+    """Return the tasks below the base model; those that the preference wants apart from those it does not."""
     if not found.below_base:
         return ""
-    worst, count, of = found.below_base[0], len(found.below_base), len(found.compared)
-    counted = f"all {of} tasks" if count == of else f"{count} of {of} tasks"
-    counted = "" if of == 1 else f"{counted}, most on " if count > 1 else f"{counted}, "
-    return f"on {counted}{_name(worst.task, quote)} ({_change(worst, 'base', unit)})"
+    wanted = [row for row in found.compared if row.preference]
+    below = [row for row in found.below_base if row.preference]
+    unwanted, count = len(found.compared) - len(wanted), len(found.below_base) - len(below)
+    if not (wanted and unwanted):
+        return f"on {_counted(found.below_base, len(found.compared), '', unit, quote)}"
+    if not below:
+        return f"on {_counted(found.below_base, unwanted, ' that it is not for', unit, quote)}"
+    others = "the other one" if unwanted == 1 else f"{count} of {unwanted} others"
+    text = f"on {_counted(below, len(wanted), ' that it is for', unit, quote)}"
+    return f"{text}, and on {others}" if count else text
+
+
+def _counted(below: Sequence[Tradeoff], of: int, which: str, unit: Unit, quote: Quote) -> str:
+    """Return how many of so many tasks are below, and the first of them."""
+    worst, count = below[0], len(below)
+    change = f"{_name(worst.task, quote)} ({_change(worst, 'base', unit)})"
+    if of == 1:
+        return f"the task{which}, {change}" if which else change
+    counted = f"all {of} tasks{which}" if count == of else f"{count} of {of} tasks{which}"
+    return f"{counted}, {'most on ' if count > 1 else ''}{change}"
 
 
 def _change(row: Tradeoff, before: str, unit: Unit) -> str:
@@ -205,6 +223,9 @@ def _means(found: Assessment, metric: str, unit: Unit) -> str:
 
 def _kept(found: Assessment, unit: Unit, quote: Quote) -> str:
     """Return how much of the checkpoints' scores is kept, and on which task the least."""
+    wanted = [row for row in found.rows if row.preference]
+    if wanted and len(wanted) < len(found.rows):
+        found = Assessment(tuple(wanted), found.is_share)
     worst = found.worst
     if worst is None:
         return ""
@@ -218,6 +239,17 @@ def _kept(found: Assessment, unit: Unit, quote: Quote) -> str:
         f"; it keeps {100 * mean:.0f} % of the own checkpoints' scores on average, "
         f"and {100 * least:.0f} % on the worst task, {named} ({change})"
     )
+
+
+def _single(found: Assessment, scores: Scores, unit: Unit, quote: Quote) -> str:
+    """Return that one checkpoint alone does better than the merged model, empty where none does."""
+    best = best_single(scores, {row.task: row.preference for row in found.rows})
+    mean = found.weighted
+    if best is None or mean.merged is None or best[1] <= mean.merged or best[1] == mean.own:
+        return ""
+    task, value = best
+    than = f"{_shown(value, unit)} against {_shown(mean.merged, unit)}"
+    return f"The checkpoint of {_name(task, quote)} alone does better on average ({than})."
 
 
 def _weak(found: Assessment, unit: Unit, quote: Quote) -> str:
