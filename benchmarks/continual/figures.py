@@ -160,28 +160,36 @@ def regret_svg(parts: Mapping[str, Results]) -> str:
 
 
 def _draw_curves(axes: Axes, results: Results) -> dict[str, object]:
-    from matplotlib.ticker import MaxNLocator
-
     every = {key: _by_scaling(results, key) for key in keys(results)}
     best = max((curve for own in every.values() for curve in own.T), key=lambda curve: curve.mean())
-    found = {}
-    for method, (colour, line) in _LINES.items():
-        key = method, preference_of(results)
-        if key not in every:
-            continue
-        tests = [paired((best - column).tolist()) for column in every[key].T]
-        middles = [100 * test.difference for test in tests]
-        ends = [test.interval or (test.difference, test.difference) for test in tests]
-        style = {"color": colour, "linestyle": line, "linewidth": 1.2}
-        (found[method],) = axes.plot(scalings(results), middles, label=method, **style)
-        for place, (low, high) in zip(scalings(results), ends, strict=True):
-            axes.plot([place, place], [100 * low, 100 * high], color=colour, linewidth=0.6)
+    kind, found = preference_of(results), {}
+    for method in _LINES:
+        if (method, kind) in every:
+            found[method] = _draw_curve(axes, method, scalings(results), best - every[method, kind].T)
+    _style_curves(axes)
+    return found
+
+
+def _draw_curve(axes: Axes, method: str, places: Sequence[float], lost: np.ndarray) -> object:
+    """Draw points lost by scaling coefficient and seed: means, and their intervals."""
+    colour, line = _LINES[method]
+    tests = [paired(own.tolist()) for own in lost]
+    middles = [100 * test.difference for test in tests]
+    (curve,) = axes.plot(places, middles, color=colour, linestyle=line, linewidth=1.2, label=method)
+    for place, test in zip(places, tests, strict=True):
+        low, high = test.interval or (test.difference, test.difference)
+        axes.plot([place, place], [100 * low, 100 * high], color=colour, linewidth=0.6)
+    return curve
+
+
+def _style_curves(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.grid(color=GRID, linewidth=0.5)
     axes.spines["left"].set_visible(True)
     axes.spines["left"].set_color(QUIET)
-    return found
 
 
 def _by_scaling(results: Results, key: Key) -> np.ndarray:

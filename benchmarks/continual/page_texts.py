@@ -43,6 +43,7 @@ QUESTIONS = """
 
 Points with 95 % intervals over seeds, λ tuned and the preference from labels unless said otherwise; p-values
 here are not corrected. The command for each data set stands with its tables below.
+
 """
 
 RANKED = """

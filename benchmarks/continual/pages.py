@@ -76,14 +76,7 @@ def render(results: Path = RESULTS, page: Path = PAGE) -> str:
     folders = sorted(path for path in results.iterdir() if path.is_dir() and any(path.glob(FAMILY_FILES)))
     found = {folder.name: _families(folder) for folder in folders}
     tables = {data: make_tables(families) for data, families in found.items()}
-    parts = {
-        (data, number): (_of_number(found[data], number), {name: of[number] for name, of in own.items()})
-        for data, own in tables.items()
-        for number in own["main_table"]
-    }
-    text = (OWN_HEAD if is_own else HEAD) + PROTOCOL + CLAIMS
-    text += claims_table({part: own for part, (_, own) in parts.items()})
-    text += QUESTIONS + "\n" + answers(parts) + RANKED
+    text = (OWN_HEAD if is_own else HEAD) + PROTOCOL + _front(found, tables)
     for data, families in found.items():
         write_text(results / data / "tables.json", _tables_text(tables[data]))
         rest = page.with_name(f"{page.stem}_{data}{page.suffix}")
@@ -95,6 +88,17 @@ def render(results: Path = RESULTS, page: Path = PAGE) -> str:
         text += "".join(f"\n![{title}]({PICTURES}/{file})\n" for file, title in pictures)
     write_text(page, text)
     return text
+
+
+def _front(found: Mapping[str, Results], tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return claims and questions, with a column for each data set and number of tasks."""
+    parts = {
+        (data, number): (_of_number(found[data], number), {name: of[number] for name, of in own.items()})
+        for data, own in tables.items()
+        for number in own["main_table"]
+    }
+    claims = claims_table({part: own for part, (_, own) in parts.items()})
+    return CLAIMS + claims + QUESTIONS + answers(parts) + RANKED
 
 
 def _rest(data: str, page: Path, families: Results, tables: str) -> str:
@@ -139,6 +143,7 @@ def _extent(families: Results) -> str:
     return f"{num_seeds} seed{'s' if num_seeds > 1 else ''}, {len(families[0]['targets'])} targets each"
 
 
+# Complex only by count: a set for each fact.
 def _provenance(families: Results) -> str:
     commits = sorted({commit for family in families for commit in family["commits"]})
     machines = sorted({family["machine"] for family in families})

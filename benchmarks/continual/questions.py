@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.continual.claims import BLIND, Measure
-from benchmarks.continual.formats import difference, probability
+from benchmarks.continual.formats import difference, probability, table
 from benchmarks.continual.rows import Key, Results, by_seed, is_measured, mean, preference_of
 from benchmarks.continual.significance import paired
 
@@ -29,6 +29,10 @@ RECENT = (
 )
 
 
+#: Between numbers in one cell.
+_BETWEEN = "<br>"
+
+
 @dataclass(frozen=True)
 class Question:
     """A question, and how stored results answer it.
@@ -48,17 +52,14 @@ class Question:
 
 
 def answers(parts: Mapping[tuple[str, str], tuple[Results, Mapping[str, Any]]]) -> str:
-    """Return the list of questions and answers, of each data set and number of tasks."""
-    lines = []
+    """Return a table of questions, with the answers of each data set and number of tasks."""
+    body = []
     for question in QUESTIONS:
-        found = {part: question.answer(*values) for part, values in parts.items()}
-        known = [f"{data}, T = {number}: {words}" for (data, number), words in found.items() if words]
-        missing = [f"{data}, T = {number}" for (data, number), words in found.items() if not words]
-        if missing:
-            known.append(f"not measured{': ' + '; '.join(missing) if known else ''}")
-        rest = f" See {question.elsewhere}." if question.elsewhere else ""
-        lines.append(f"- **{question.text}** {question.about} {'. '.join(known)}.{rest}".replace("  ", " "))
-    return "\n".join(lines) + "\n"
+        text = f"**{question.text}** {question.about}".strip()
+        text += f" See {question.elsewhere}." if question.elsewhere else ""
+        found = [question.answer(*values) for values in parts.values()]
+        body.append([text, *(words or "not measured" for words in found)])
+    return table(["question", *(f"{data}, T = {number}" for data, number in parts)], body)
 
 
 def _test(results: Results, ahead: Key, behind: Key, ways: tuple[str, str], measure: Measure = "mean") -> str:
@@ -81,7 +82,7 @@ def _best_of(results: Results, names: Sequence[str], kind: str) -> str | None:
 
 def _against_each(results: Results, ahead: Key, rivals: Sequence[Key], measure: Measure = "mean") -> str:
     found = {rival[0]: _test(results, ahead, rival, _TUNED, measure) for rival in rivals}
-    return ", ".join(f"`{name}` {shown}" for name, shown in found.items() if shown)
+    return _BETWEEN.join(f"`{name}` {shown}" for name, shown in found.items() if shown)
 
 
 def _against_blind(results: Results, tables: Mapping[str, Any]) -> str:
@@ -102,18 +103,19 @@ def _of_the_worst_task(results: Results, tables: Mapping[str, Any]) -> str:
         name: _test(results, (name, kind), (name, "uniform"), _TUNED, "worst")
         for name in (OURS, AGREEMENT, "average")
     }
-    return ", ".join(f"`{name}` {shown}" for name, shown in found.items() if shown)
+    return _BETWEEN.join(f"`{name}` {shown}" for name, shown in found.items() if shown)
 
 
 def _of_examples(results: Results, tables: Mapping[str, Any]) -> str:
     rows = [row for row in tables["sample_losses"] if row["kind"] == preference_of(results)]
-    return ", ".join(f"{row['size']} with `{row['method']}` {difference(row)}" for row in rows)
+    return _BETWEEN.join(f"{row['size']} with `{row['method']}` {difference(row)}" for row in rows)
 
 
 def _of_comparison(results: Results, tables: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{kind} {difference(row['test'])}, to one choice for all seeds {difference(row['test_to_best'])}"
+    return _BETWEEN.join(
+        f"{name} {difference(row[test])}"
         for kind, row in tables["regrets"].items()
+        for name, test in ((kind, "test"), (f"{kind}, to one for all seeds", "test_to_best"))
     )
 
 
@@ -121,7 +123,7 @@ def _of_selection(results: Results, tables: Mapping[str, Any]) -> str:
     kind = preference_of(results)
     ways = {"λ = 0.5": ("fixed", "fixed"), "tuned": _TUNED}
     found = {way: _test(results, (TOP_N, kind), (OURS, kind), both) for way, both in ways.items()}
-    return ", ".join(f"{way} {shown}" for way, shown in found.items() if shown)
+    return _BETWEEN.join(f"{way} {shown}" for way, shown in found.items() if shown)
 
 
 def _of_tuning(results: Results, tables: Mapping[str, Any]) -> str:
@@ -130,7 +132,7 @@ def _of_tuning(results: Results, tables: Mapping[str, Any]) -> str:
         name: _test(results, (name, kind), (name, kind), ("tuned", "fixed"))
         for name in (OURS, AGREEMENT, "average", "ties")
     }
-    return ", ".join(f"`{name}` {shown}" for name, shown in found.items() if shown)
+    return _BETWEEN.join(f"`{name}` {shown}" for name, shown in found.items() if shown)
 
 
 def _of_data(results: Results, tables: Mapping[str, Any]) -> str:
@@ -141,7 +143,7 @@ def _of_data(results: Results, tables: Mapping[str, Any]) -> str:
 
 def _of_the_best(results: Results, tables: Mapping[str, Any]) -> str:
     found = [row for row in tables["claims"] if row["id"].startswith("agreement-best") and "p" in row]
-    return ", ".join(
+    return _BETWEEN.join(
         f"{'worst task' if row['measure'] == 'worst' else 'all tasks'} {difference(row)}, p "
         f"{probability(row['p'])}, to `{row['rival'][0]}`"
         for row in found
@@ -151,12 +153,12 @@ def _of_the_best(results: Results, tables: Mapping[str, Any]) -> str:
 QUESTIONS = (
     Question(
         "Does Tunable MAGMAX beat methods that are blind to the preference?",
-        "Ahead of the best of five, named:",
+        "Ahead of the best of five by:",
         _against_blind,
     ),
     Question(
         "Does it beat methods under the same preference?",
-        "Ahead of each, the last one the best of those published since 2024:",
+        "Ahead of each by, the last one being the best of those published since 2024:",
         _against_aware,
     ),
     Question(
@@ -167,7 +169,7 @@ QUESTIONS = (
     Question("Does it buy back a task that merging loses?", ""),
     Question(
         "How many examples per task are enough?",
-        "Points that fewer lose to 20, λ = 0.5:",
+        "Points that fewer lose to the most that were tried, λ = 0.5:",
         _of_examples,
     ),
     Question(
@@ -179,11 +181,11 @@ QUESTIONS = (
         "",
         elsewhere="[tensors.md](tensors.md), by `python -m benchmarks.blocks`",
     ),
-    Question("`top-n` or `algorithm-1`?", "`top-n` is ahead:", _of_selection),
+    Question("`top-n` or `algorithm-1`?", "`top-n` is ahead by:", _of_selection),
     Question("What does tuning λ gain over 0.5?", "", _of_tuning),
     Question(
         "What do training examples of the tasks buy?",
-        "`agreement`, which sees none, is ahead of:",
+        "`agreement`, which sees none, is ahead of each by:",
         _of_data,
     ),
     Question(
@@ -198,7 +200,7 @@ QUESTIONS = (
     ),
     Question(
         "Is there a rule under a preference that beats the best rival in hindsight?",
-        "`agreement` among methods without training examples:",
+        "`agreement` is ahead, among methods without training examples, by:",
         _of_the_best,
     ),
 )

@@ -83,6 +83,7 @@ def _verdict(row: Mapping[str, Any], is_confirming: bool) -> str:
     return f"{shown}: **{row['verdict']}**" if is_confirming else shown
 
 
+# Complex only by count: a comprehension for each axis of the table.
 def ranked_table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     """Return accuracy with λ tuned, families by their best method, methods by rank.
 
@@ -90,27 +91,35 @@ def ranked_table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
         rows: Of the main table.
         kind: The preference beside `uniform`.
     """
-    references = [row for row in rows if not row["preference"]]
+    found = _by_method(rows, kind)
+    columns = [(measure, own) for measure in ("mean", "worst") for own in ("uniform", kind)]
+    has_worst = any("worst" in row for row in rows if row["preference"])
+    columns = columns if has_worst else columns[:2]
+    tops = {column: _top(found, *column) for column in columns}
+    body = [["", "", row["method"], *_reference_cells(row, columns)] for row in rows if not row["preference"]]
+    for family, rank, method in _ranks(found):
+        cells = [_cell(found[method], *column, tops[column]) for column in columns]
+        body.append([family, str(rank), method, *cells])
+    heads = [("worst task: " if measure == "worst" else "") + own for measure, own in columns]
+    return table(["family", "rank", "method", *heads], body, left=3)
+
+
+def _by_method(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Return the rows of every method by their preference."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         if row["preference"] in ("uniform", kind):
             found.setdefault(row["method"], {})[row["preference"]] = row
+    return found
+
+
+def _ranks(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, int, str]]:
+    """Return family, rank and name of every method: families by their best one, and methods by rank."""
     best = {method: max(row["tuned"][0] for row in own.values()) for method, own in found.items()}
     order = sorted(found, key=lambda method: -best[method])
-    places = {method: place for place, method in enumerate(order, 1)}
     families = list(dict.fromkeys(map(family_of, order)))
-    has_worst = any("worst" in own for row in found.values() for own in row.values())
-    columns = [(measure, own) for measure in ("mean", "worst") for own in ("uniform", kind)]
-    columns = columns if has_worst else columns[:2]
-    tops = {column: _top(found, *column) for column in columns}
-    body = [["", "", row["method"], *_reference_cells(row, columns)] for row in references]
-    for family in families:
-        for method in order:
-            if family_of(method) == family:
-                cells = [_cell(found[method], *column, tops[column]) for column in columns]
-                body.append([family, str(places[method]), method, *cells])
-    heads = [("worst task: " if measure == "worst" else "") + own for measure, own in columns]
-    return table(["family", "rank", "method", *heads], body, left=3)
+    ranked = [(family_of(method), rank, method) for rank, method in enumerate(order, 1)]
+    return sorted(ranked, key=lambda one: (families.index(one[0]), one[1]))
 
 
 def _values(row: Mapping[str, Any] | None, measure: str) -> Sequence[float] | None:

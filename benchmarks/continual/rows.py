@@ -85,7 +85,7 @@ def reference_accuracies(result: Mapping[str, Any], name: str, measure: Measure 
 def _of_sums(sums: Sequence[Sequence[float]], result: Mapping[str, Any], measure: Measure) -> np.ndarray:
     """Return accuracy by target, from right answers by target and task."""
     if measure == "mean":
-        return np.array([sum(own) for own in sums]) / sizes(result)
+        return np.asarray(np.array([sum(own) for own in sums]) / sizes(result))
     return np.concatenate(
         [worst([own], counts) for own, counts in zip(sums, result["held_out_by_task"], strict=True)]
     )

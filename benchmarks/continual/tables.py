@@ -203,23 +203,19 @@ def _regret(results: Results, kind: str) -> dict[str, Any]:
         mean(np.array([choice["right"] for choice in result["compare"][kind]]) / sizes(result))
         for result in results
     ]
-    best = int(fixed.mean(axis=0).argmax())
-    (method, preference), scaling = (
-        tried[best // len(scalings(results))],
-        scalings(results)[best % len(scalings(results))],
-    )
+    best, num_scalings = int(fixed.mean(axis=0).argmax()), len(scalings(results))
+    (method, preference), scaling = tried[best // num_scalings], scalings(results)[best % num_scalings]
     rows = [
         {"seed": result["seed"], "chosen": own, "best": float(row.max()), "regret": float(row.max()) - own}
         for result, own, row in zip(results, chosen, fixed, strict=True)
     ]
-    lost = [one - own for one, own in zip(fixed[:, best].tolist(), chosen, strict=True)]
     return {
         "seeds": rows,
         "regret": mean([row["regret"] for row in rows]),
         "best": {"method": method, "preference": preference, "scaling": scaling},
         "regret_to_best": float(fixed.mean(axis=0)[best]) - mean(chosen),
-        "test": paired([row["regret"] for row in rows]).to_dict(),
-        "test_to_best": paired(lost).to_dict(),
+        "test": paired((fixed.max(axis=1) - chosen).tolist()).to_dict(),
+        "test_to_best": paired((fixed[:, best] - chosen).tolist()).to_dict(),
     }
 
 
