@@ -45,6 +45,7 @@ from hub_magmax.reporting.figures.writing import svg_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 #: Methods in the pictures; those that were measured are drawn.
 SHOWN = (
@@ -148,7 +149,7 @@ def regret_svg(parts: Mapping[str, Results]) -> str:
     """Return what methods lose at each λ to the best fixed choice of all rows, with 95 % intervals."""
     figure = new_figure(2 * TOP + len(parts) * (_CURVES + _BELOW))
     bottom = figure.get_figheight() - 2 * TOP
-    lines = {}
+    lines: dict[str, Line2D] = {}
     for number, results in parts.items():
         bottom -= _CURVES + _BELOW
         axes = add_axes(figure, _NUMBERS, RIGHT, bottom + _BELOW, _CURVES)
@@ -159,10 +160,11 @@ def regret_svg(parts: Mapping[str, Results]) -> str:
     return svg_text(figure, "Points lost to the best fixed choice, by scaling coefficient")
 
 
-def _draw_curves(axes: Axes, results: Results) -> dict[str, object]:
+def _draw_curves(axes: Axes, results: Results) -> dict[str, Line2D]:
     every = {key: _by_scaling(results, key) for key in keys(results)}
     best = max((curve for own in every.values() for curve in own.T), key=lambda curve: curve.mean())
-    kind, found = preference_of(results), {}
+    kind = preference_of(results)
+    found: dict[str, Line2D] = {}
     for method in _LINES:
         if (method, kind) in every:
             found[method] = _draw_curve(axes, method, scalings(results), best - every[method, kind].T)
@@ -170,7 +172,7 @@ def _draw_curves(axes: Axes, results: Results) -> dict[str, object]:
     return found
 
 
-def _draw_curve(axes: Axes, method: str, places: Sequence[float], lost: np.ndarray) -> object:
+def _draw_curve(axes: Axes, method: str, places: Sequence[float], lost: np.ndarray) -> Line2D:
     """Draw points lost by scaling coefficient and seed: means, and their intervals."""
     colour, line = _LINES[method]
     tests = [paired(own.tolist()) for own in lost]

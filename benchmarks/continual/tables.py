@@ -108,9 +108,10 @@ def _ahead(results: Results, method: str) -> list[dict[str, Any]]:
     ours = method, preference_of(results)
     if not is_measured(results, ours):
         return []
-    rows = [{"method": other[0], "preference": other[1]} for other in keys(results) if other != ours]
+    others = [key for key in keys(results) if key != ours]
+    rows: list[dict[str, Any]] = [{"method": method, "preference": kind} for method, kind in others]
     for way in ("fixed", "tuned"):
-        tests = [_difference(results, ours, (row["method"], row["preference"]), way) for row in rows]
+        tests = [_difference(results, ours, other, way) for other in others]
         known = [test["p"] for test in tests if test["p"] is not None]
         corrected = holm(known) if len(known) == len(tests) else [None] * len(tests)
         for row, test, p in zip(rows, tests, corrected, strict=True):

@@ -70,7 +70,7 @@ def best_rival(results: Results, method: str, measure: Measure) -> tuple[Key, st
     ]
     found = [(key, way) for key in rivals for way in ("tuned", "hindsight")]
     nobody = (BEST, ""), "hindsight"
-    return max(found, key=lambda one: mean(by_seed(results, *one, measure)), default=nobody)
+    return max(found, key=lambda one: mean(by_seed(results, one[0], one[1], measure)), default=nobody)
 
 
 def is_blind_to_data(label: str) -> bool:
