@@ -320,6 +320,12 @@ def test_missing_file_is_one_sentence(tmp_path):
         load_recipe(tmp_path / "none.yaml")
 
 
+def test_misspelt_name_of_a_recipe_names_the_file_beside_it(tmp_path):
+    (tmp_path / "study.yaml").write_text("")
+    with pytest.raises(RecipeError, match=r"cannot be read .*Did you mean .*/study\.yaml\?"):
+        load_recipe(tmp_path / "study.yml")
+
+
 def test_numbers_that_yaml_reads_as_text_are_numbers():
     values = yaml.safe_load("{name: magmax, scaling: 1e-1}")
     assert parse_recipe(recipe_values(method=values)).method.scaling == 0.1

@@ -19,6 +19,7 @@ from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.changes import Change, with_changes, without_replaced
 from hub_magmax.recipe.checks import contradictions, option_problems, text_problems, text_wanted
 from hub_magmax.recipe.foreign import folder_error, refuse_foreign
+from hub_magmax.recipe.model_names import near_sibling
 from hub_magmax.recipe.problems import all_problems, conflict, explain, in_recipe
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.sites import check_site, shared_places, site_places, site_values
@@ -121,7 +122,8 @@ def read_text(path: Path) -> RecipeText:
     except IsADirectoryError as error:
         raise folder_error(path) from error
     except OSError as error:
-        raise _unreadable(str(path), error.strerror or type(error).__name__) from error
+        near = near_sibling(str(path), path, files=True) if isinstance(error, FileNotFoundError) else ""
+        raise _unreadable(str(path), error.strerror or type(error).__name__, near) from error
 
 
 def text_of(file: IO[bytes], name: str, folder: Path, *, is_stream: bool = True) -> RecipeText:
@@ -139,8 +141,8 @@ def text_of(file: IO[bytes], name: str, folder: Path, *, is_stream: bool = True)
         raise _unreadable(name, "not UTF-8 text") from error
 
 
-def _unreadable(name: str, reason: str) -> RecipeError:
-    hint = "Give the path of a YAML recipe."
+def _unreadable(name: str, reason: str, near: str = "") -> RecipeError:
+    hint = near or "Give the path of a YAML recipe."
     return RecipeError(f"the recipe cannot be read ({reason})", where=name, hint=hint)
 
 

@@ -185,7 +185,8 @@ def _below_tasks(found: Assessment, unit: Unit, quote: Quote) -> str:
         return f"on {_counted(found.below_base, len(found.compared), '', unit, quote)}"
     if not below:
         return f"on {_counted(found.below_base, unwanted, ' that it is not for', unit, quote)}"
-    others = "the other one" if unwanted == 1 else f"{count} of {unwanted} others"
+    others = f"all {count} others" if count == unwanted else f"{count} of {unwanted} others"
+    others = "the other one" if unwanted == 1 else others
     text = f"on {_counted(below, len(wanted), ' that it is for', unit, quote)}"
     return f"{text}, and on {others}" if count else text
 
