@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -79,7 +80,11 @@ def read_cases(results: Path, method: str) -> Cases:
 
 
 def stored(results: Path, version: str) -> dict[str, Any]:
-    """Return what stored coefficients say: correlations by method, and the agreement of methods."""
+    """Return what stored coefficients say: correlations by method, the agreement of methods, and weights.
+
+    A weight is the mean over methods, beside the number of methods for which the metric is among the five
+    largest.
+    """
     place, methods = VERSIONS[version]
     found = {
         name: json.loads((results / place / f"{name}_loto_results.json").read_text()) for name in methods
@@ -88,8 +93,10 @@ def stored(results: Path, version: str) -> dict[str, Any]:
         {key: value for key, value in one["average_coefficients"].items() if key != _TWICE}
         for one in found.values()
     ]
-    weights = np.array([[one[name] for name in sorted(means[0])] for one in means])
+    names = sorted(means[0])
+    weights = np.array([[one[name] for name in names] for one in means])
     return {
+        "weights": _weights(names, weights),
         "val_r": {name: one["per_fold_stats"]["val_r_mean"] for name, one in found.items()},
         **agreement(weights),
     }
@@ -97,7 +104,7 @@ def stored(results: Path, version: str) -> dict[str, Any]:
 
 def agreement(weights: np.ndarray) -> dict[str, float]:
     """Return how far methods, in rows, agree about metrics: on the five largest, and on signs."""
-    top = [{*np.argsort(-np.abs(row))[:_NUM_TOP].tolist()} for row in weights]
+    top = [_top(row) for row in weights]
     pairs = list(combinations(range(len(weights)), 2))
     return {
         "top_overlap": float(np.mean([len(top[a] & top[b]) / _NUM_TOP for a, b in pairs])),
@@ -105,6 +112,17 @@ def agreement(weights: np.ndarray) -> dict[str, float]:
             np.mean([(np.sign(weights[a]) == np.sign(weights[b])).mean() for a, b in pairs])
         ),
     }
+
+
+def _weights(names: Sequence[str], weights: np.ndarray) -> dict[str, tuple[float, int]]:
+    num_top = Counter(number for row in weights for number in _top(row))
+    means = np.round(weights.mean(0), 6).tolist()
+    return {name: (means[number], num_top[number]) for number, name in enumerate(names)}
+
+
+def _top(row: np.ndarray) -> set[int]:
+    """Return the numbers of the metrics with the largest weights."""
+    return {*np.argsort(-np.abs(row))[:_NUM_TOP].tolist()}
 
 
 class Refit:

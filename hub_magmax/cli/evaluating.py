@@ -151,15 +151,32 @@ def _shown(recipe: Recipe, locked: Lock, count: int) -> Answer:
 
 @verb
 @recipe_options
-def card(asked: RecipeOptions) -> Answer:
+@click.option(
+    "--judgement", is_flag=True, help="Write judgement.html too: was it predicted, what broke, how badly?"
+)
+def card(asked: RecipeOptions, judgement: bool) -> Answer:
     """Write the card of RECIPE's merged model anew.
+
+    --judgement puts all that was measured and predicted of the merge's success
+    on one page. Nothing is run for it; what was not measured is named there.
 
     \b
     Example:
       hub-magmax card recipe.yaml
+      hub-magmax card recipe.yaml --judgement
     """
-    from hub_magmax.cli.recipe_and_lock import read_merged
+    from hub_magmax.cli.recipe_and_lock import files_beside, read_merged
     from hub_magmax.reporting.card_file import write_stored_card
 
-    path = write_stored_card(*read_merged(asked))
-    return Answer({"card": str(path)}, wrote([path]))
+    found, locked = read_merged(asked)
+    if not judgement:
+        path = write_stored_card(found, locked)
+        return Answer({"card": str(path)}, wrote([path]))
+    from hub_magmax.analysis.judgement_page import in_words, write_judgement
+    from hub_magmax.analysis.judging import judge
+
+    judged = judge(found, locked, files_beside(asked, found))
+    page = write_judgement(judged, found, locked)
+    path = write_stored_card(found, locked)  # which links the page
+    values = {"card": str(path), "judgement": str(page), **judged.to_dict()}
+    return Answer(values, f"{in_words(judged, locked)}\n\n{wrote([path, page])}")

@@ -25,6 +25,7 @@ from hub_magmax.publishing.held import held_already
 from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.model_names import near_sibling
 from hub_magmax.recipe.result_files import picture_paths
+from hub_magmax.reporting.card import JUDGEMENT_NAME
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, stored_card
 from hub_magmax.reporting.router_report import ROUTER_PICTURE_NAME
 
@@ -33,6 +34,7 @@ _OF_ONE_MODEL = (
     SCORES_NAME,
     OUTCOMES_NAME,
     SIGNATURE_NAME,
+    JUDGEMENT_NAME,
     ROUTER_NAME,
     ROUTER_WEIGHTS_NAME,
     *(path.name for path in picture_paths(Path(ROUTER_PICTURE_NAME))),

@@ -67,6 +67,7 @@ class Beside:
         router: What a router between the model and its tasks' checkpoints is worth.
         other_scores: Of other evaluations than the recipe's own, by the recipes that name them.
         blind_spots: Items that samples of the models never solve.
+        judgement: Whether there is a page of the merge's success, by these scores.
     """
 
     explorer: bool = False
@@ -76,9 +77,13 @@ class Beside:
     router: RouterReport | None = None
     other_scores: Mapping[str, Scores] = field(default_factory=dict, hash=False)
     blind_spots: BlindSpots | None = None
+    judgement: bool = False
 
 
 NOTHING = Beside()
+
+#: Page beside the card, of a merge's success.
+JUDGEMENT_NAME = "judgement.html"
 
 #: Tasks of a recipe that a card shows; a longer one is only linked.
 _MAX_TASKS = 40
@@ -214,11 +219,13 @@ def _linked(beside: Beside, picture: str | None) -> dict[str, Any]:
     return {
         "picture": Markdown(quote(Path(picture).name)) if picture else None,
         "explorer": Markdown(EXPLORER_NAME) if beside.explorer else None,
+        "judgement": Markdown(JUDGEMENT_NAME) if beside.judgement else None,
         "other_scores": {
             name: Markdown(others.table("markdown")) for name, others in beside.other_scores.items()
         },
         "diagnosis": beside.diagnosis,
         "verdict": _verdict(beside.diagnosis),
+        "pairs": _pairs(beside.diagnosis),
         "thresholds": THRESHOLDS,
         "heat_map": Markdown(HEAT_MAP_NAME),
         "router": beside.router,
@@ -232,6 +239,13 @@ def _verdict(found: Diagnosis | None) -> Markdown | None:
     if found is None:
         return None
     return Markdown(verdict([code(task) for task in found.suspects], notes=bool(found.findings)))
+
+
+def _pairs(found: Diagnosis | None) -> Markdown | None:
+    """Return the table of metrics of pairs, where they were measured."""
+    if found is None or found.metrics is None:
+        return None
+    return Markdown(found.metrics.as_table(found.tasks).write("markdown"))
 
 
 def _some(losses: Iterable[ExampleLoss | None]) -> list[ExampleLoss]:

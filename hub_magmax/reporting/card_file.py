@@ -16,7 +16,7 @@ from hub_magmax.recipe.arguments import checked
 from hub_magmax.recipe.loading import RecipeLike, as_recipe, load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, Lock, LockLike, as_lock, read_lock
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
-from hub_magmax.reporting.card import Beside, render_card
+from hub_magmax.reporting.card import JUDGEMENT_NAME, Beside, render_card
 from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME, HEAT_MAP_NAME, read_diagnosis
 from hub_magmax.reporting.model_kind import files_in
 from hub_magmax.reporting.router_report import read_router_report
@@ -67,9 +67,8 @@ def write_card(
     card = output / CARD_NAME
     if not (keep_edited and is_edited(card)):
         picture = PICTURE_NAME if scores is not None else None
-        text = render_card(
-            recipe, locked, merged, scores, picture=picture, beside=_found_beside(recipe, output)
-        )
+        found = _found_beside(recipe, output, scores)
+        text = render_card(recipe, locked, merged, scores, picture=picture, beside=found)
         write_text(card, _with_digest(text))
     return card
 
@@ -102,13 +101,14 @@ def stored_card(folder: Path, repo_id: str, report: MergeReport | None = None) -
         HubMagmaxError: If recipe, lock, report or scores cannot be read.
     """
     recipe = load_recipe(folder / RECIPE_NAME)
+    scores = read_scores(folder) if (folder / SCORES_NAME).is_file() else None
     text = render_card(
         recipe,
         read_lock(folder / LOCK_NAME),
         report or read_report(folder / REPORT_NAME),
-        read_scores(folder) if (folder / SCORES_NAME).is_file() else None,
+        scores,
         picture=PICTURE_NAME if (folder / PICTURE_NAME).is_file() else None,
-        beside=_found_beside(recipe, folder),
+        beside=_found_beside(recipe, folder, scores),
         repo_id=repo_id,
     )
     return _with_digest(text)
@@ -136,7 +136,7 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _found_beside(recipe: Recipe, folder: Path) -> Beside:
+def _found_beside(recipe: Recipe, folder: Path, scores: Scores | None) -> Beside:
     """Return what lies in a folder, without what was measured with another evaluation than the recipe's."""
     diagnosis = None
     if (folder / DIAGNOSIS_NAME).is_file() and (folder / HEAT_MAP_NAME).is_file():
@@ -150,4 +150,19 @@ def _found_beside(recipe: Recipe, folder: Path) -> Beside:
     asked = recipe.evaluation
     if blind_spots is not None and (asked is None or blind_spots.evaluation != asked.digest):
         blind_spots = None
-    return Beside(explorer, diagnosis, files_in(folder), signature, router, others, blind_spots)
+    return Beside(
+        explorer,
+        diagnosis,
+        files_in(folder),
+        signature,
+        router,
+        others,
+        blind_spots,
+        _is_judged(folder, scores),
+    )
+
+
+def _is_judged(folder: Path, scores: Scores | None) -> bool:
+    """Say whether the page of a merge's success is there, and of these scores, whose digest it holds."""
+    page = folder / JUDGEMENT_NAME
+    return scores is not None and page.is_file() and scores.digest in page.read_text(encoding="utf-8")

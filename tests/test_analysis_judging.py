@@ -1,0 +1,239 @@
+"""Judgement of a finished merge: counts by hand and by an oracle, what is not measured, and the page."""
+
+import base64
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hub_magmax as hm
+from hub_magmax.analysis.judgement_page import PUBLISHED_WEIGHTS, parts, render_judgement, sentence
+from hub_magmax.analysis.judging import Judgement, judge
+from hub_magmax.analysis.merge_history import method_label
+from hub_magmax.analysis.mergeability import Worth
+from hub_magmax.analysis.predicting_merges import (
+    Footing,
+    MergePredictions,
+    Prediction,
+    Told,
+    write_predictions,
+)
+from hub_magmax.evaluation.assessment import assess
+from hub_magmax.evaluation.blind_spots import BlindSpots, Reached
+from hub_magmax.evaluation.chains import ChainProtocol
+from hub_magmax.evaluation.evaluators import Outcome
+from hub_magmax.evaluation.scores import Scores, make_score, read_scores, write_scores
+from hub_magmax.pipeline import run
+from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
+from hub_magmax.recipe.result_files import ResultFiles
+from hub_magmax.reporting.card_file import write_own_card
+from hub_magmax.reporting.pair_metrics import METRICS
+from tests.browser import Page, find_browser
+from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+from tests.families import yaml_text
+from tests.test_cli import call
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Merge classifiers of one answer each: base says dog, a says cat, b says emu, and their mean emu."""
+    folder = tmp_path_factory.mktemp("judged")
+    write_classifiers(folder, {"base": [0.0, 0.1, 0.0], "a": [1.0, 0.1, 0.0], "b": [0.0, 0.1, 4.0]})
+    write_rows(folder / "a.parquet", [0] * 30 + [1] * 20 + [2] * 10)
+    write_rows(folder / "b.parquet", [0] * 5 + [1, 1, 2, 2, 2])
+    tasks = {name: {"dataset": f"./{name}.parquet"} for name in "ab"}
+    evaluation = {"evaluator": "image-classification", "tasks": tasks}
+    values = classifier_recipe(evaluation=evaluation, method="average", output={"path": "merged"})
+    (folder / "recipe.yaml").write_text(yaml_text(values))
+    run(load_recipe(folder / "recipe.yaml"))
+    return folder
+
+
+def judged(folder, **beside):
+    recipe, locked = load_recipe(folder / "recipe.yaml"), read_lock(folder / "merged" / LOCK_NAME)
+    return judge(recipe, locked, ResultFiles(folder, "recipe.")), locked
+
+
+def test_counts_of_models_that_always_say_the_same_by_hand(made):
+    found, locked = judged(made)
+    a, b = found.broken
+    assert (a.loss.task, a.loss.right_before, a.loss.flipped, a.num_of_base, a.num_won) == (
+        "a",
+        30,
+        30,
+        0,
+        10,
+    )
+    assert (b.loss.task, b.loss.right_before, b.loss.flipped, b.num_of_base, b.num_won) == ("b", 3, 0, 0, 0)
+    assert found.lost == (30, 33) and found.num_won == 10
+    assert found.kept == pytest.approx((10 / 30 + 1) / 2)
+    assert sentence(found, locked) == (
+        "Below its base model on average (23.3 % against 26.7 %) and on 1 of 2 tasks, a (33.3 % → 16.7 %). "
+        "It lost 30 of the 33 right answers that the tasks' own checkpoints give (90.9 % [76.4, 96.9]), "
+        "most on a (100 %)."
+    )
+    # Its errors are of two sizes and heap up: nothing is said of the shape of their tail.
+    assert found.tail is not None and found.tail.failed is not None
+    assert found.tail.samples[0].num_examples == 60
+
+
+def test_what_was_not_measured_is_named_with_the_command_that_would(made):
+    found, locked = judged(made)
+    merges, broke, worst = parts(found, locked)
+    assert merges.answer.startswith("Not predicted: no history of finished merges was given. Accuracy is ")
+    assert dict(merges.unmeasured) == {
+        "a prediction": "hub-magmax predict-merge recipe.yaml --history FOLDER",
+        "metrics of pairs": "hub-magmax diagnose recipe.yaml --metrics",
+    }
+    assert (
+        broke.answer
+        == "30 of 33 right answers of the own checkpoints are wrong now, and 10 wrong ones are right."
+    )
+    assert "REFUSED, by the gate of " in worst.facts[0]
+    nothing = Judgement(found.tasks, found.method)
+    assert sentence(nothing, locked) == "Not scored: what this merge lost is not known."
+    commands = [command for part in parts(nothing, locked) for _, command in part.unmeasured]
+    assert commands.count("hub-magmax evaluate recipe.yaml") == 3
+    assert "Not measured" in render_judgement(nothing, locked, "merged")
+
+
+def test_counts_agree_with_a_plain_count_of_the_stored_answers(tmp_path, made):
+    locked = read_lock(made / "merged" / LOCK_NAME)
+    rng, folder = np.random.default_rng(0), tmp_path / "merged"
+    folder.mkdir()
+    answers = {(m, t): rng.integers(0, 2, 200) for m in ("base_model", "own", "merged") for t in "ab"}
+    write_scores(scores_of(answers), folder)
+    recipe = load_recipe(made / "recipe.yaml")
+    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"path": str(folder)})})
+    found = judge(recipe, locked)
+    for one in found.broken:
+        base, own, merged = (answers[model, one.loss.task] for model in ("base_model", "own", "merged"))
+        triples = [*zip(base, own, merged, strict=True)]
+        assert one.loss.flipped == sum(o == 1 and m == 0 for _, o, m in triples)
+        assert one.num_of_base == sum(b == 1 and o == 1 and m == 0 for b, o, m in triples)
+        assert one.num_won == sum(o == 0 and m == 1 for _, o, m in triples)
+    assert found.broken[0].loss.flip_rate >= found.broken[1].loss.flip_rate
+    assert [row[0] for row in found.as_table().rows] == [one.loss.task for one in found.broken]
+    assert json.dumps(found.to_dict())
+
+
+def scores_of(answers, **more):
+    """Return scores of answers by model and task, where `own` is the task's own checkpoint."""
+    made = [
+        make_score(task if model == "own" else model, task, [Outcome(float(v)) for v in own], is_share=True)
+        for (model, task), own in answers.items()
+    ]
+    values = {"metric": "accuracy", "pipeline_tag": "text-classification"} | more
+    return Scores(scores=tuple(made), data={task: {"dataset": "x"} for task in "ab"}, **values)
+
+
+def predictions(locked, kept, refusal="", measured=None):
+    """Return predictions of a, b and their pair; two tasks are a pair and all at once."""
+    label = method_label(locked.method)
+    told = Told(kept, refusal)
+    made = (Prediction(("a", "b"), label, measured, Told(kept, refusal), told),)
+    worth = Worth(0.5, 0.06)
+    return MergePredictions(made, (Footing(label, 2, 9, worth, worth, 0.0),), {})
+
+
+def test_predictions_and_their_worth_are_told_whether_made_refused_or_known(tmp_path, made):
+    found, locked = judged(made)
+    place = tmp_path / "predictions.json"
+    write_predictions(predictions(locked, 0.9), place)
+    beside = ResultFiles(tmp_path)
+    recipe = load_recipe(made / "recipe.yaml")
+    (first, *_), told = parts(judge(recipe, locked, beside), locked), "of its checkpoints' scores"
+    assert first.answer.startswith(f"Predicted to keep 90 % by metrics and 90 % by tasks {told}. Accuracy")
+    assert "for a task left out of 9 merges: by metrics r 0.50, 6 points off" in first.facts[0]
+    cases = {
+        "Not predicted: too far.": predictions(locked, None, "too far"),
+        f"{told} although this merge itself is in the history.": predictions(locked, 0.9, measured=0.5),
+        "Not predicted: no merge by this method is in the history.": replace(
+            predictions(locked, 0.9),
+            predictions=(Prediction(("a", "b"), "other", None, Told(1.0), Told(1.0)),),
+        ),
+    }
+    for expected, one in cases.items():
+        assert expected in parts(replace(found, predictions=one), locked)[0].answer
+    write_predictions(
+        replace(predictions(locked, 0.9), predictions=(Prediction(("x",), "", None, Told(1.0), Told(1.0)),)),
+        place,
+    )
+    assert judge(recipe, locked, beside).predictions is None, "of other tasks"
+    place.write_text("{}")
+    with pytest.raises(hm.HubMagmaxError, match="no predictions of this version"):
+        judge(recipe, locked, beside)
+
+
+def test_blind_spots_of_language_models_are_told_or_named_as_not_measured(made):
+    _, locked = judged(made)
+    answers = {(m, t): [1, 0, 1, 1] for m in ("base_model", "own", "merged") for t in "ab"}
+    scores = scores_of(answers, pipeline_tag="text-generation")
+    found, _ = judged(made)
+    found = replace(found, scores=scores, assessment=assess(scores, locked.preference.shares))
+    assert dict(parts(found, locked)[1].unmeasured) == {"blind spots": "hub-magmax blindspots recipe.yaml"}
+    before = Reached("a", "a", 0, 2, {"greedy": "100", "zero": "-00"}, ("110",), ("--0",))
+    after = Reached("merged", "a", 0, 2, {"greedy": "100", "zero": "-00"}, ("000",), ("000",))
+    spots = BlindSpots((before, after), ChainProtocol(grafts=("zero",)))
+    facts = parts(replace(found, blind_spots=spots), locked)[1].facts
+    assert "a: of 2 items that samples solved, 1 are left to grafts and 1 to nothing; 0 by chance." in facts
+
+
+def test_published_weights_are_those_that_the_benchmark_read():
+    stored = json.loads((RESULTS / "mergeability.json").read_text())["stored"]["v4"]["weights"]
+    names = {metric.name for metric in METRICS}
+    for one in PUBLISHED_WEIGHTS:
+        weight, num_methods = stored[one.metric.removesuffix("_as_published")]
+        assert (one.weight, one.num_methods) == (round(weight, 3), num_methods) and one.metric in names
+
+
+def test_the_verb_writes_a_page_that_the_card_links_as_long_as_it_is_of_its_scores(made):
+    recipe = made / "recipe.yaml"
+    assert call("diagnose", recipe, "--metrics", "--rank", "2", "--examples", "2")[0] == 0
+    code, out, _ = call("card", recipe, "--judgement")
+    assert code == 0 and out.startswith("Below its base model on average (23.3 % against 26.7 %)")
+    assert "How bad is the worst? Worst task: a, " in out
+    page = (made / "merged" / "judgement.html").read_text()
+    assert "distance of gradients" in page and "overlap of directions" in page
+    assert str(made) not in page and "a.parquet" in page
+    card = (made / "merged" / "README.md").read_text()
+    assert "[judgement.html](judgement.html)" in card
+    assert "Metrics of pairs of task vectors" in card and "| task\\_vector\\_l2\\_distance |" in card
+    values = json.loads(call("card", recipe, "--judgement", "--json")[1])
+    assert values["lost"]["count"] == 30 and values["tail"]["claimed"] is False
+    assert call("card", recipe, "--judgement")[0] == 0
+    scores = read_scores(made / "merged")
+    (made / "merged" / "judgement.html").write_text(page.replace(scores.digest, "of before"))
+    assert "judgement.html" not in write_own_card(made / "merged").read_text()
+
+
+def test_the_page_fits_a_laptop_a_phone_and_one_sheet_of_paper(tmp_path, made):
+    if (program := find_browser()) is None:
+        pytest.skip("no browser: install chromium to test the page that people open")
+    found, locked = judged(made)
+    names = [f"a-task-with-a-long-name-{n}" for n in range(20)]
+    rows = [replace(found.broken[0], loss=replace(found.broken[0].loss, task=name)) for name in names]
+    path = tmp_path / "judgement.html"
+    path.write_text(render_judgement(replace(found, broken=tuple(rows)), locked, "merged <b>"))
+    browser = Page(program, tmp_path / "profile")
+    try:
+        for width in (1280, 390):
+            browser.open(path, width=width)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+            assert browser.evaluate("document.querySelector('h1').textContent") == "merged <b>"
+        printed = browser.call("Page.printToPDF", preferCSSPageSize=True)["data"]
+        assert browser.complaints == [] and browser.requests == [path.as_uri()] * 2
+    finally:
+        browser.close()
+    assert num_pages(printed) == 1
+    assert "12 other tasks lost less" in path.read_text()
+
+
+def num_pages(pdf):
+    return len(re.findall(rb"/Type\s*/Page\b(?!s)", base64.b64decode(pdf)))
