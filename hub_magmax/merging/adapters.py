@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.checkpoints.adapters.config import config_of
@@ -15,8 +16,9 @@ from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.output.report import LostPart
-from hub_magmax.methods.factored import low_rank, low_rank_in, merge_factors
 from hub_magmax.methods.factors import Factors, in_coordinates
+from hub_magmax.methods.matrices import merged_in
+from hub_magmax.methods.spectra import low_rank, low_rank_in
 from hub_magmax.planning.plan import FactorJob, Part, Plan, SolvedJob, TensorJob
 
 if TYPE_CHECKING:
@@ -131,12 +133,14 @@ class SolvedLayer:
         if plan.lock.adapters == "sequence":
             vectors = [Factors.total(vectors[: number + 1]) for number in range(len(vectors))]
         vectors = [*map(Factors.times, vectors, plan.lock.factors("", values))]
-        where = f"{values.how.label}, tensor {job.of!r}"
-        generator = CounterGenerator(plan.lock.seed, job.of)
-        found, merged = merge_factors(
-            values.how, vectors, job.sides, values.weights, values.options, generator, backend, where
-        )
-        return found, merged * values.scaling
+        method, generator = values.how, CounterGenerator(plan.lock.seed, job.of)
+        given = method.arguments(len(vectors), job.sides, values.weights, generator, values.options)
+        tasks = method.used(values.weights)
+        found = in_coordinates([vectors[task] for task in tasks])
+        call = partial(method.function, **method.of_matrix(given, tasks, job.sides))
+        where = f"{method.label}, tensor {job.of!r}"
+        merged = merged_in(found, call, backend, where, is_checked=not method.is_built_in)
+        return found, (found.small[0] if merged is None else merged) * values.scaling
 
     def _factors(self, sources: Mapping[str, TensorSource]) -> Iterator[tuple[Part, Factors]]:
         """Yield the products of the adapters that have the layer, as the base model stores it."""

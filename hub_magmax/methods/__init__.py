@@ -1,6 +1,5 @@
 """Merge methods: one function each, found by name through `registry`."""
 
-from hub_magmax.methods.names import factored_names, multiplying_names
 from hub_magmax.methods.registry import (
     ADDING,
     MergeMethod,
@@ -13,6 +12,7 @@ from hub_magmax.methods.registry import (
 )
 from hub_magmax.methods.rules import Rule
 from hub_magmax.options import check_options
+from hub_magmax.registry import METHODS
 
 __all__ = [
     "ADDING",
@@ -28,3 +28,13 @@ __all__ = [
     "multiplying_names",
     "surveys_model",
 ]
+
+
+def multiplying_names() -> tuple[str, ...]:
+    """Return the names of the built-in methods that take coefficients whatever their options are."""
+    return tuple(name for name in METHODS.built_in if get_method(name).multiplies({}))
+
+
+def factored_names() -> tuple[str, ...]:
+    """Return the names of the built-in methods of whole matrices that merge adapters by their factors."""
+    return tuple(name for name in METHODS.built_in if get_method(name).takes_factors)

@@ -12,7 +12,7 @@ from pydantic import Field
 from hub_magmax.methods.data_statistics import TensorStatistics
 from hub_magmax.methods.inputs import least_squares
 from hub_magmax.methods.matrices import decomposition_bytes, relative
-from hub_magmax.methods.registry import Paper, merge_method, preferred
+from hub_magmax.methods.registry import Paper, matrix_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,15 +57,7 @@ def _held(rows: int, columns: int, num_tasks: int) -> float:
     return 24 * rows * columns + decomposition_bytes(columns, columns)
 
 
-@merge_method(
-    "wudi",
-    source=_WUDI,
-    form="matrix",
-    held_bytes=_held,
-    uses=preferred,
-    in_comparison=(),
-    is_portable=False,
-)
+@matrix_method("wudi", source=_WUDI, held_bytes=_held)
 def wudi(
     task_vectors: "Tensor",
     *,
@@ -107,15 +99,7 @@ def wudi(
     return merged.float()
 
 
-@merge_method(
-    "actmat",
-    source=_ACTMAT,
-    form="matrix",
-    held_bytes=_held,
-    uses=preferred,
-    in_comparison=(),
-    is_portable=False,
-)
+@matrix_method("actmat", source=_ACTMAT, held_bytes=_held)
 def actmat(
     task_vectors: "Tensor",
     *,
@@ -145,15 +129,7 @@ def _held_of_data(rows: int, columns: int, num_tasks: int) -> float:
     return 24 * rows * columns + 28 * columns * columns
 
 
-@merge_method(
-    "regmean",
-    source=_REGMEAN,
-    form="matrix",
-    held_bytes=_held_of_data,
-    uses=preferred,
-    in_comparison=(),
-    is_portable=False,
-)
+@matrix_method("regmean", source=_REGMEAN, held_bytes=_held_of_data)
 def regmean(
     task_vectors: "Tensor",
     *,
@@ -175,15 +151,7 @@ def regmean(
     return _by_moments(task_vectors, preference, gram, off_diagonal, ridge)
 
 
-@merge_method(
-    "regmean_plusplus",
-    source=_PLUSPLUS,
-    form="matrix",
-    held_bytes=_held_of_data,
-    uses=preferred,
-    in_comparison=(),
-    is_portable=False,
-)
+@matrix_method("regmean_plusplus", source=_PLUSPLUS, held_bytes=_held_of_data)
 def regmean_plusplus(
     task_vectors: "Tensor",
     *,

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -88,10 +88,10 @@ class MergeMethod:
 
     def unread(self, preference: tuple[float, ...]) -> tuple[int, ...]:
         """Return the tasks that do not count under a preference; zeros do in place of their task vectors."""
-        used = self._used(preference)
+        used = self.used(preference)
         return tuple(task for task in range(len(preference)) if task not in used)
 
-    def _used(self, preference: tuple[float, ...]) -> tuple[int, ...]:
+    def used(self, preference: tuple[float, ...]) -> tuple[int, ...]:
         """Return the tasks that count, in order."""
         every = range(len(preference))
         if self.uses is None:
@@ -182,11 +182,11 @@ class MergeMethod:
         if (kind := self.statistics) is not None:
             if statistics is None:
                 raise without_statistics(self.label, kind)
-            call[kind] = of_all(statistics, self._used(preference), where)
+            call[kind] = of_all(statistics, self.used(preference), where)
             if not call[kind]:
                 return weighted_rule(preference)
         if self.form == "matrix":
-            matrices, tasks = matrices_in(generator.name, shape), self._used(preference)
+            matrices, tasks = matrices_in(generator.name, shape), self.used(preference)
             if matrices is None or not tasks:
                 return weighted_rule(preference)
             return self._rule_of_matrices(chunks, matrices, tasks, call, where)
@@ -227,25 +227,13 @@ class MergeMethod:
         return {**call, **own} | ({"sides": sides} if self.takes_factors else {})
 
     def _rule_of_matrices(
-        self,
-        chunks: Chunks,
-        matrices: Matrices,
-        tasks: Sequence[int],
-        call: Mapping[str, Any],
-        where: str,
+        self, chunks: Chunks, matrices: Matrices, tasks: Sequence[int], call: Mapping[str, Any], where: str
     ) -> Rule:
         """Return the rule of a tensor of matrices, for which the function gets the tasks that count."""
         call = self.of_matrix(call, tasks, (matrices.rows, matrices.columns))
         inputs_are_rows = any(own.is_transposed for own in call.get(self.statistics or "", ()))
-        return matrix_rule(
-            transposed(self.function) if inputs_are_rows else self.function,
-            chunks,
-            matrices,
-            tasks,
-            call,
-            where,
-            is_checked=not self.is_built_in,
-        )
+        function = transposed(self.function) if inputs_are_rows else self.function
+        return matrix_rule(function, chunks, matrices, tasks, call, where, is_checked=not self.is_built_in)
 
     def multipliers(
         self, num_tasks: int, preference: tuple[float, ...], options: Mapping[str, Any]
@@ -372,6 +360,10 @@ def merge_method(
         return function
 
     return register
+
+
+#: `merge_method` for the built-in methods of whole matrices: slow, and of bytes that LAPACK decides.
+matrix_method = partial(merge_method, form="matrix", uses=preferred, in_comparison=(), is_portable=False)
 
 
 def method_names() -> tuple[str, ...]:

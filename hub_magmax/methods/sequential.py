@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from hub_magmax.methods.matrices import held_with
-from hub_magmax.methods.registry import Paper, merge_method, preferred
+from hub_magmax.methods.registry import Paper, matrix_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,15 +19,7 @@ _OPCM = Paper(
 )
 
 
-@merge_method(
-    "opcm",
-    source=_OPCM,
-    form="matrix",
-    held_bytes=held_with(6),
-    uses=preferred,
-    in_comparison=(),
-    is_portable=False,
-)
+@matrix_method("opcm", source=_OPCM, held_bytes=held_with(6))
 def opcm(
     task_vectors: "Tensor",
     *,

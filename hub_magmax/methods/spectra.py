@@ -17,6 +17,8 @@ from hub_magmax.kernels.lazy_imports import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hub_magmax.methods.factors import Coordinates
+
 #: A direction is absent whose singular value is not above this part of the largest one.
 ABSENT = 1e-6
 
@@ -65,6 +67,45 @@ def directions(
     strengths = strengths[: min(most, int((strengths > least).sum()))]
     left = vectors[:, rows - len(strengths) :].flip(1)
     return Directions(left, strengths, matrix.T @ left / strengths)
+
+
+class LowRank(NamedTuple):
+    """A product in place of a matrix, its singular values shared by both factors.
+
+    Attributes:
+        norm: Frobenius norm of the matrix.
+        lost: Of the difference.
+    """
+
+    left: Float64[Tensor, "rows rank"]
+    right: Float64[Tensor, "rank columns"]
+    norm: float
+    lost: float
+
+
+def low_rank(matrix: Float64[Tensor, "rows columns"], rank: int) -> LowRank:
+    """Return the product of a rank that is nearest to a matrix (Eckart and Young 1936).
+
+    Where the matrix has fewer directions, the others are zero. A loss of less than 1e-6 of the norm is
+    rounding, and told as none.
+    """
+    norm = float(matrix.norm())
+    found = directions(matrix, rank)
+    halves = found.strengths.sqrt()
+    missing = (0, rank - len(halves))
+    left = torch.nn.functional.pad(found.left * halves, missing)
+    right = torch.nn.functional.pad(found.right * halves, missing).T
+    lost = float((matrix - left @ right).norm())
+    return LowRank(left, right, norm, lost if lost > 1e-6 * norm else 0.0)
+
+
+def low_rank_in(found: Coordinates, matrix: Tensor, rank: int) -> LowRank:
+    """Return the product of a rank nearest to `found.left @ matrix @ found.right.T`."""
+    small = low_rank(matrix.double(), min(rank, *matrix.shape))
+    missing = rank - small.left.shape[1]
+    left = torch.nn.functional.pad(found.left @ small.left, (0, missing))
+    right = torch.nn.functional.pad(small.right @ found.right.T, (0, 0, 0, missing))
+    return LowRank(left, right, small.norm, small.lost)
 
 
 def nearest_orthonormal(parts: list[Float64[Tensor, "length some"]]) -> Float64[Tensor, "length all"]:

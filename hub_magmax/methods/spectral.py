@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from hub_magmax.methods.matrices import held_with, relative
-from hub_magmax.methods.registry import Paper, merge_method, preferred
+from hub_magmax.methods.registry import Paper, matrix_method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,15 +30,7 @@ _CART = Paper("2412.12153", "cart", "Choi, Jiho", 2024, "Revisiting Weight Avera
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
-@merge_method(
-    "tsv",
-    source=_TSV,
-    form="matrix",
-    held_bytes=held_with(2),
-    uses=preferred,
-    in_comparison=(),
-    is_portable=False,
-)
+@matrix_method("tsv", source=_TSV, held_bytes=held_with(2))
 def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple[int, int]) -> "Tensor":
     """Add the strongest singular directions of each task, turned to be at right angles to each other.
 
@@ -68,15 +60,7 @@ def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple[i
     return Directions(left, torch.cat(strengths), right).product.float()
 
 
-@merge_method(
-    "iso_c",
-    source=_ISO,
-    form="matrix",
-    held_bytes=held_with(2),
-    uses=preferred,
-    in_comparison=(),
-    is_portable=False,
-)
+@matrix_method("iso_c", source=_ISO, held_bytes=held_with(2))
 def iso_c(task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple[int, int]) -> "Tensor":
     """Add the task vectors, and make all singular values of the sum equal to their mean.
 
@@ -90,15 +74,7 @@ def iso_c(task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple
     return ((found.left * strength) @ found.right.T).float()
 
 
-@merge_method(
-    "iso_cts",
-    source=_ISO,
-    form="matrix",
-    held_bytes=held_with(5),
-    uses=preferred,
-    in_comparison=(),
-    is_portable=False,
-)
+@matrix_method("iso_cts", source=_ISO, held_bytes=held_with(5))
 def iso_cts(
     task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple[int, int], common: Share = 0.8
 ) -> "Tensor":
@@ -129,15 +105,7 @@ def iso_cts(
     return ((left * (total / rank)) @ right.T).float()
 
 
-@merge_method(
-    "cart",
-    source=_CART,
-    form="matrix",
-    held_bytes=held_with(4.5),
-    uses=preferred,
-    in_comparison=(),
-    is_portable=False,
-)
+@matrix_method("cart", source=_CART, held_bytes=held_with(4.5))
 def cart(
     task_vectors: "Tensor",
     *,
