@@ -19,6 +19,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import encode_unlabelled
 from hub_magmax.evaluation.evaluators.plugins import about
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.methods.data_statistics import StatisticsKind
 from hub_magmax.text import listed
 
@@ -146,8 +147,6 @@ def _one_below_the_other(joints: Iterable[Joint]) -> dict[str, tuple[str, ...]]:
 
 
 def _together(pieces: list[Tensor], *, by_row: bool) -> Tensor:
-    import torch
-
     return torch.cat(pieces) if by_row else pieces[0].clone()
 
 
@@ -276,8 +275,6 @@ def _fisher(evaluator: Evaluator, model: LoadedModel, batches: Iterable[Any], na
 
     The expectation is over the answers that the evaluator yields, each with its probability.
     """
-    import torch
-
     answers = likelihoods_of(evaluator)
     named = {name: value for name, value in model.network.named_parameters() if names.has(name)}
     sums = {name: torch.zeros_like(value, dtype=torch.float32) for name, value in named.items()}
@@ -314,8 +311,6 @@ def _add_squares(
     sums: Mapping[str, Tensor], named: Mapping[str, Tensor], likelihood: Tensor, probability: float
 ) -> None:
     """Add the squared gradient of a log-likelihood, times the probability of its answer."""
-    import torch
-
     found = torch.autograd.grad(likelihood, [*named.values()], retain_graph=True, allow_unused=True)
     for total, gradient in zip(sums.values(), found, strict=True):
         if gradient is not None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.evaluation.collecting import FileNames, Moments, Statistics, linear_layers
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.methods.data_statistics import TensorStatistics
 from hub_magmax.methods.inputs import least_squares
 from hub_magmax.methods.matrices import matrices_in
@@ -43,8 +44,6 @@ def merged_moments(tasks: Mapping[str, TaskRun], off_diagonal: float, ridge: flo
         tasks: In order.
         off_diagonal, ridge: As `regmean_plusplus` has them.
     """
-    import torch
-
     first = next(iter(tasks.values())).network
     linear = {f"{name}.weight": is_transposed for name, _, is_transposed in linear_layers(first)}
     found = {task: Moments(one.network, one.names) for task, one in tasks.items()}
@@ -106,8 +105,6 @@ class _Merging:
                 self.average([name])
 
     def _solved(self, name: str, means: Sequence[Tensor]) -> Tensor:
-        import torch
-
         counting = [(one, mean) for one, mean in zip(self.tasks, means, strict=True) if one.weight]
         layers = torch.stack([self._of(one, name).float() for one, _ in counting])
         layers = layers.transpose(1, 2) if self.linear[name] else layers

@@ -17,6 +17,7 @@ from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.software import software_used
 from hub_magmax.files import digest
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.recipe.lockfile import LOCK_NAME, LockedSource
 from hub_magmax.recipe.matching import pinned_by_headers
 from hub_magmax.recipe.schema import RECIPE_NAME
@@ -149,8 +150,6 @@ def _without(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tensor_digest(tensor: Tensor) -> str:
     """Return a digest of a tensor's dtype, shape and bytes."""
-    import torch
-
     hasher = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     hasher.update(values.numpy().data)
@@ -159,8 +158,6 @@ def _tensor_digest(tensor: Tensor) -> str:
 
 def environment_of(model: LoadedModel) -> dict[str, Any]:
     """Return what an answer's last bits depend on besides the model: software, device, number of threads."""
-    import torch
-
     device = model.device.type
     return {
         "software": software_used(),

@@ -24,6 +24,7 @@ from hub_magmax.evaluation.models import with_adapter
 from hub_magmax.fleet.adapted import base_of
 from hub_magmax.fleet.decision_record import Header
 from hub_magmax.fleet.model_contents import CUBLAS_WORKSPACE, Based, contents_of, environment_of
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.reporting.model_kind import ModelFiles, kind_of
 from hub_magmax.text import listed, without_secrets
 
@@ -125,8 +126,6 @@ class Predictor:
         Raises:
             EvaluationError: If the model cannot be run on it.
         """
-        import torch
-
         try:
             with deterministic(), torch.inference_mode():
                 if self.task == GENERATION:
@@ -288,8 +287,6 @@ def deterministic() -> Iterator[None]:
 
     An operation that has no deterministic form runs all the same, and torch warns of it.
     """
-    import torch
-
     was_on, warned = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
@@ -333,8 +330,6 @@ def _exact(value: float) -> float | str:
 
 def _generated(model: LoadedModel, asked: str, decoding: Decoding, seed: int | None) -> dict[str, Any]:
     """Return the tokens that follow a text, and their text without special tokens."""
-    import torch
-
     prompter = Prompter(model.processor, model.name, chat=decoding.chat)
     text = prompter.joined((), asked, "")[0]
     # A chat template has written the tokens that begin a text.

@@ -1,6 +1,6 @@
-"""torch, imported when something of it is first used, and its settings for the threads of a merge.
+"""torch and NumPy, imported when something of them is first used, and torch's settings for merging threads.
 
-A merge by compiled loops uses nothing of it, and is often over before it would be imported: that takes 1.6
+A merge by compiled loops uses nothing of torch, and is often over before it would be imported: that takes 1.6
 seconds, measured on two cores, as long as averaging six checkpoints of 0.25B parameters.
 """
 
@@ -13,9 +13,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+__all__ = ["Array", "Rows", "inference", "is_imported", "np", "num_threads", "one_thread", "torch"]
+
 if TYPE_CHECKING:
     import numpy as np
-    import torch as torch  # noqa: PLC0414, so that others may import it from here
+    import torch
     from jaxtyping import Float32
 
     #: Arrays that compiled loops and torch take alike.
@@ -24,10 +26,13 @@ else:
     Array = Any
 
     class _Lazily:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(import_module("torch"), name)
+        def __init__(self, module: str) -> None:
+            self._module = module
 
-    torch = _Lazily()
+        def __getattr__(self, name: str) -> Any:
+            return getattr(import_module(self._module), name)
+
+    np, torch = _Lazily("numpy"), _Lazily("torch")
 
 
 def is_imported() -> bool:

@@ -14,6 +14,7 @@ from hub_magmax.checkpoints.adapters.config import config_of
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.dtypes import torch_dtype
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.merging.output.report import LostPart
 from hub_magmax.methods.factors import Factors, in_coordinates
@@ -42,16 +43,12 @@ def factor_values(job: FactorJob, sources: Mapping[str, TensorSource]) -> Tensor
     Raises:
         NonFiniteError: If a factor holds a NaN or an infinity, or the dtype cannot hold the result.
     """
-    import torch
-
     pieces = [_read(part, sources) * part.coefficient for part in job.parts]
     return _stored(torch.cat(pieces, job.axis), job)
 
 
 def _read(part: Part, sources: Mapping[str, TensorSource]) -> Tensor:
     """Return a factor as it is stored, in float32."""
-    import torch
-
     source = sources[part.source]
     info = source.index.tensors[part.tensor]
     flat = source.read(part.tensor, 0, info.num_elements).to(torch.float32)
@@ -68,8 +65,6 @@ def _read(part: Part, sources: Mapping[str, TensorSource]) -> Tensor:
 
 def _stored(factor: Tensor, job: FactorJob) -> Tensor:
     """Return a factor, flat, in the output's dtype."""
-    import torch
-
     stored = factor.to(torch_dtype(job.dtype)).reshape(-1)
     if not torch.isfinite(stored).all():
         raise NonFiniteError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import Field
 
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 from hub_magmax.methods.sparse import Densities, Density, NewRounding, Scope, share_of, trimmed_ranks
@@ -15,7 +16,6 @@ from hub_magmax.options import AddedLater
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from jaxtyping import Float32
 
     from hub_magmax.kernels.backend import Backend
@@ -48,8 +48,6 @@ def sce(
     its vector: it differs from no other. Where the sums of the tasks, divided by the number of elements, add
     up to less than `floor`, the preference alone weighs the average; mergekit's floor is 1e-6.
     """
-    import numpy as np
-
     from hub_magmax.kernels.ops import SELECTED_TIES
 
     active = np.flatnonzero(preference)
@@ -85,8 +83,6 @@ def pcb(
     of these, and weigh the average. The preference multiplies the scores, and the task vectors in the sum;
     uniform preference and the scope `model` give PCB-Merging as published (Du et al. 2024).
     """
-    import numpy as np
-
     from hub_magmax.kernels.ops import BALANCED
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
@@ -149,8 +145,6 @@ def _selection(
     chunks: "Chunks", active: "np.ndarray", density: float, rounding: str
 ) -> "tuple[Float32[np.ndarray, ' elements'] | None, np.float32]":
     """Return how far the tasks differ on each element, and from where on it is selected; None for all."""
-    import numpy as np
-
     from hub_magmax.methods.chunks import ArrayChunks
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
@@ -181,8 +175,6 @@ def square_sums(
     Added in float64 in a fixed order, and rounded once. Values that are not finite give sums that are not.
     Without spreads every element counts.
     """
-    import numpy as np
-
     from hub_magmax.kernels.spreads import BLOCK
 
     def sums(part: "Iterator[tuple[int, RawChunk]]") -> "list[np.ndarray]":

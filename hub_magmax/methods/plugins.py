@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import HubMagmaxError, RecipeError
+from hub_magmax.kernels.lazy_imports import np, torch
 from hub_magmax.methods.rules import Rule, precomputed_rule
 
 if TYPE_CHECKING:
@@ -109,15 +110,11 @@ def _own_op(function: Callable[..., Any], options: Mapping[str, Any], *, takes_b
 
 
 def _stacked(rows: Rows) -> Tensor:
-    import torch
-
     return torch.stack(list(rows))
 
 
 def _whole(chunks: Chunks, *, with_base: bool) -> Tensor:
     """Return all task vectors of a tensor, in memory of their own, perhaps after the base model's values."""
-    import torch
-
     from hub_magmax.methods.chunks import stacked_vectors, whole_vectors
 
     if with_base:
@@ -134,8 +131,6 @@ def checked_values(found: Any, shape: tuple[int, ...], where: str, rows: Rows = 
         where: For messages.
         rows: What it was made of; where that is not finite, the checkpoints are to blame.
     """
-    import torch
-
     _check_kind(found, shape, "float32", where)
     if not bool(torch.isfinite(found).all()) and all(bool(torch.isfinite(row).all()) for row in rows):
         first = torch.nonzero(~torch.isfinite(found).reshape(-1))[0]
@@ -147,8 +142,6 @@ def checked_values(found: Any, shape: tuple[int, ...], where: str, rows: Rows = 
 
 def _check_kind(found: Any, shape: tuple[int, ...], dtype: str, where: str) -> None:
     """Raise RecipeError unless this is a tensor of this shape and dtype on the CPU."""
-    import torch
-
     expected = f"torch.{dtype} of shape {list(shape)} on the CPU"
     if not isinstance(found, torch.Tensor):
         told = "None" if found is None else f"a {type(found).__name__}"
@@ -208,8 +201,6 @@ def _checked_rule(rule: Any, num_tasks: int, where: str) -> Rule:
 
 
 def _check_per_task(rule: Rule, num_tasks: int, where: str) -> None:
-    import numpy as np
-
     number = _PER_TASK.get(rule.op.name, 0)
     found = [np.asarray(values) for values in rule.per_task]
     width = num_tasks + (rule.op.name == "affine_sum")  # with the base model's
@@ -227,8 +218,6 @@ def _checked_numbers(
     name: str, found: tuple[Array, ...], count: int, num_tasks: int, where: str
 ) -> tuple[Array, ...]:
     """Return the numbers of a built-in operation for some elements, if that is what they are."""
-    import torch
-
     bytes_of_tasks = -(-num_tasks // 8)
     kinds: dict[str, tuple[tuple[int, ...], str]] = {
         "precomputed": ((count,), "float32"),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 from hub_magmax.methods.sparse import Densities, NewConsensus
@@ -13,7 +14,6 @@ from hub_magmax.options import PerTask
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from jaxtyping import Float64
 
     from hub_magmax.kernels.chunk import RawChunk
@@ -58,8 +58,6 @@ def della(
     mergekit's, all that a task keeps is multiplied by one number, so that the sum of the tensor's magnitudes
     stays what it was.
     """
-    import numpy as np
-
     from hub_magmax.kernels.ops import SCALED_TIES, SCALED_TIES_SUM
 
     rows = _Rows(chunks, shape, density, epsilon, rescale, generator)
@@ -118,8 +116,6 @@ class _Rows:
 
     def multiplied(self, numbers: tuple[float, ...]) -> "np.ndarray":
         """Return numbers by task, times what the norm of each task's vector is multiplied by."""
-        import numpy as np
-
         factors = self._norm_factors() if self._rescale == "norm" else np.ones(len(numbers))
         found: np.ndarray = (np.array(numbers) * factors).astype(np.float32)
         return found
@@ -130,16 +126,12 @@ class _Rows:
 
     def _norm_factors(self) -> "Float64[np.ndarray, ' tasks']":
         """Return by task the sum of all magnitudes over that of the kept ones; 1 where nothing is kept."""
-        import numpy as np
-
         (sums,) = self._chunks.map(self._row_sums, multiple_of=self._length)
         whole, kept = ([math.fsum(rows) for rows in part] for part in sums.tolist())
         return np.array([one / other if other else 1.0 for one, other in zip(whole, kept, strict=True)])
 
     def _row_sums(self, part: "Iterator[tuple[int, RawChunk]]") -> "Float64[np.ndarray, '2 tasks rows']":
         """Return the sums of the magnitudes of each row, and of those that are kept, in a fixed order."""
-        import numpy as np
-
         # In memory of their own: small arrays that are kept among large ones that are not scatter memory.
         found = np.zeros((2, self._chunks.num_tasks, self._chunks.num_elements // self._length))
         for start, chunk in part:

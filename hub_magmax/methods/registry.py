@@ -1,7 +1,7 @@
 """Merge methods: the decorator that registers a function, its options, and the rule that it returns.
 
 A method is one decorated function. The modules that define the built-in methods import torch
-only inside their functions, so that a recipe is checked without paying for it.
+only when one is used, so that a recipe is checked without paying for it.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from hub_magmax.kernels.lazy_imports import np
+
 if TYPE_CHECKING:
     from hub_magmax.kernels.chunk import RawChunk
     from hub_magmax.kernels.lazy_imports import Array
@@ -59,8 +61,6 @@ class Rule:
 
 def weighted_rule(weights: tuple[float, ...]) -> Rule:
     """Return the rule that adds the task vectors, each multiplied by its weight."""
-    import numpy as np
-
     from hub_magmax.kernels.ops import WEIGHTED_SUM
 
     return Rule(WEIGHTED_SUM, per_task=(np.array(weights, np.float32),))
@@ -72,8 +72,6 @@ def affine_rule(weights: Sequence[float] | Array) -> Rule:
     Args:
         weights: "1+tasks", the base model's first: what the merged task vector has of its values.
     """
-    import numpy as np
-
     from hub_magmax.kernels.ops import AFFINE_SUM
 
     return Rule(AFFINE_SUM, per_task=(np.array(weights, np.float32),))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 from hub_magmax.options import AddedLater, PerTask
@@ -13,7 +14,6 @@ from hub_magmax.options import AddedLater, PerTask
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    import numpy as np
     from jaxtyping import Int64
 
     from hub_magmax.kernels.ops import Op
@@ -76,8 +76,6 @@ def ties(
     2023). With the consensus `sum` the task vectors are multiplied as by `task_arithmetic`, and what has the
     elected sign then is added.
     """
-    import numpy as np
-
     from hub_magmax.kernels.ops import TIES, TIES_SUM
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
@@ -108,8 +106,6 @@ def dare(
     with task arithmetic as published (Yu et al. 2023); the default is the drop rate of 0.2 of their
     released code.
     """
-    import numpy as np
-
     from hub_magmax.kernels.ops import DROPPED
 
     draw = _draw(chunks, density, generator)
@@ -133,8 +129,6 @@ def dare_ties(
     with a density of 1, bit for bit. With the consensus `sum` the task vectors are multiplied as by `dare`,
     and what has the elected sign then is added.
     """
-    import numpy as np
-
     from hub_magmax.kernels.ops import DROPPED_TIES, DROPPED_TIES_SUM
     from hub_magmax.methods import draws
 
@@ -227,8 +221,6 @@ def _banded(
     chunks: "Chunks", op: "Op", numbers: tuple[float, ...], ranks: "Int64[np.ndarray, 'ranks tasks']"
 ) -> Rule:
     """Return the rule of an operation on the magnitudes between two ranks."""
-    import numpy as np
-
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
     factors = np.array(numbers, np.float32)
@@ -244,8 +236,6 @@ def trimmed_ranks(
     num_elements: int, density: tuple[float, ...], rounding: str = "up", **others: str
 ) -> "Int64[np.ndarray, 'ranks tasks']":
     """Return the rank of the smallest magnitude that is kept, for each task."""
-    import numpy as np
-
     return np.array([[max(1, share_of(num_elements, one, rounding)) for one in density]])
 
 
@@ -257,8 +247,6 @@ def _banded_ranks(
     **others: str,
 ) -> "Int64[np.ndarray, 'ranks tasks']":
     """Return the ranks of the largest and of the smallest magnitude that are kept, for each task."""
-    import numpy as np
-
     ranks = []
     for kept, removed in zip(density, outliers, strict=True):
         first = math.floor(_as_written(removed) * num_elements)

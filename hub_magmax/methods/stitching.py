@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 from hub_magmax.methods.sparse import Densities, NewRounding, Scope, trimmed_ranks
 from hub_magmax.options import PerTask
 
 if TYPE_CHECKING:
-    import numpy as np
     from jaxtyping import Float32
 
     from hub_magmax.methods.chunks import Chunks
@@ -60,8 +60,6 @@ def localize_stitch(
     kept. Uniform preference and the scope `model` give Localize-and-Stitch without data as published (He et
     al. 2024). A preference for one task alone returns its vector, trimmed.
     """
-    import numpy as np
-
     from hub_magmax.kernels.ops import STITCHED
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
@@ -82,8 +80,6 @@ def ram(chunks: "Chunks", *, preference: tuple[float, ...], epsilon: Epsilons = 
     uniform preference gives RAM as published. A preference for one task alone returns its vector, without the
     magnitudes up to `epsilon`.
     """
-    import numpy as np
-
     return _changed_rule(epsilon, np.ones(chunks.num_tasks), preference)
 
 
@@ -104,8 +100,6 @@ def ram_plus(
     tensor or, with the scope `model`, in all merged tensors. The preference weights the average of shared
     ones; uniform preference gives RAM+ by tensor, as mergekit has it.
     """
-    import numpy as np
-
     from hub_magmax.methods.chunks import blocks
 
     counts = np.zeros((2, chunks.num_tasks), np.int64)
@@ -135,8 +129,6 @@ def nearswap(chunks: "Chunks", *, preference: tuple[float, ...], limit: Limits =
     `limit`. The preference weights the average. With one task, or a preference for it alone, it is NearSwap
     as its author published it, whose t is `limit`, .0001 by default.
     """
-    import numpy as np
-
     from hub_magmax.kernels.ops import CLIPPED
 
     return Rule(CLIPPED, per_task=(np.array(limit, np.float32), np.array(preference, np.float32)))
@@ -144,8 +136,6 @@ def nearswap(chunks: "Chunks", *, preference: tuple[float, ...], limit: Limits =
 
 def _changed_rule(epsilon: tuple[float, ...], factors: "np.ndarray", preference: tuple[float, ...]) -> Rule:
     """Return the rule by which magnitudes above `epsilon` are kept."""
-    import numpy as np
-
     from hub_magmax.kernels.ops import STITCHED
 
     numbers = _above(epsilon), factors.astype(np.float32), np.array(preference, np.float32)
@@ -154,7 +144,5 @@ def _changed_rule(epsilon: tuple[float, ...], factors: "np.ndarray", preference:
 
 def _above(epsilon: tuple[float, ...]) -> "Float32[np.ndarray, ' tasks']":
     """Return the least float32 numbers above some numbers."""
-    import numpy as np
-
     nearest = np.array(epsilon, np.float32)
     return np.where(nearest.astype(np.float64) > epsilon, nearest, np.nextafter(nearest, np.float32(np.inf)))

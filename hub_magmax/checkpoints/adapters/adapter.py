@@ -17,13 +17,13 @@ from hub_magmax.checkpoints.adapters.config import config_of, parse_config
 from hub_magmax.checkpoints.adapters.layout import Product, adapter_layout, damaged
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo, is_adapter
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
+from hub_magmax.kernels.lazy_imports import np, torch
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.methods.factors import Factors
 from hub_magmax.recipe.lockfile import own_base_name
 from hub_magmax.text import shown
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 #: Elements of a product that are in memory at a time.
@@ -117,8 +117,6 @@ class AdapterSource(DerivedSource):
         return (self.adapter, self.whole[name]) if name in self.whole else (self.base, name)
 
     def _sum(self, name: str, start: int, stop: int) -> Tensor:
-        import torch
-
         source, below = self._below(name)
         found = source.read(below, start, stop).to(torch.float32, copy=True)
         info = self.index.tensors[name]
@@ -199,8 +197,6 @@ class _ProductBlocks:
 
     def factors(self, product: Product, num_rows: int) -> Factors:
         """Return a scaled product of a tensor of so many rows; those that it has nothing for are zero."""
-        import torch
-
         left, right = self._factors(product)
         first = product.place.start_row
         padding = (0, 0, first, num_rows - first - len(left))
@@ -208,8 +204,6 @@ class _ProductBlocks:
 
     def _factors(self, product: Product) -> tuple[Tensor, Tensor]:
         """Return the factors of the tensor's rows and columns: B and A, or Aᵀ and Bᵀ."""
-        import torch
-
         held, *factors = self._held
         if held == product:
             return factors[0], factors[1]

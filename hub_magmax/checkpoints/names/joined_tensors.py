@@ -7,15 +7,12 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.index import TensorInfo
 from hub_magmax.checkpoints.source import TensorFile, TensorSource
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.recipe.renaming import LockedJoint
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -161,8 +158,6 @@ class Whole(Place):
         return self.stored if self.joining.lines == 1 else ()
 
     def read(self, source: TensorSource, start: int, stop: int, out: np.ndarray | None) -> Stored:
-        import numpy as np
-
         bits = np.empty(stop - start, bits_dtype(self.info.dtype)) if out is None else out
         position = start
         while position < stop:
@@ -173,8 +168,6 @@ class Whole(Place):
 
     def _piece(self, source: TensorSource, start: int, stop: int) -> np.ndarray:
         """Return elements from `start` on that lie in one part, or in whole lines of one row."""
-        import numpy as np
-
         joining = self.joining
         line, at = divmod(start, joining.width)
         row, line = divmod(line, joining.lines)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from hub_magmax.checkpoints.config import levels
+from hub_magmax.kernels.lazy_imports import torch
 
 #: Says in config.json whether a model's embeddings and heads are one parameter.
 TIE_KEY = "tie_word_embeddings"
@@ -48,7 +49,6 @@ def tied_names(config: Mapping[str, Any]) -> dict[str, str]:
     if found is None or not isinstance(names, list) or not names:
         return {}
     with suppress(Exception):  # whatever a class says to a configuration that it does not know
-        import torch
         import transformers
 
         setattr(found, TIE_KEY, True)
@@ -66,7 +66,6 @@ def tied_head(config: Mapping[str, Any], auto_class: str) -> tuple[str, str] | N
         auto_class: Class of transformers that loads the model, such as `AutoModelForCausalLM`.
     """
     with suppress(Exception):  # whatever a class says to a configuration that it does not know
-        import torch
         import transformers
 
         with torch.device("meta"):

@@ -25,6 +25,7 @@ from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex, Tens
 from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, Key, OutputRows, RowChoice, Vocabulary
 from hub_magmax.checkpoints.source import ComputedRows, TensorSource
 from hub_magmax.errors import CheckpointError, MismatchError, RecipeError
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.tokenizer import MEAN
 from hub_magmax.text import shown
@@ -229,8 +230,6 @@ class _Family:
         Computed in float64, and stored in float32 unless a source holds float64: what sources of different
         dtypes get for one row is one number.
         """
-        import torch
-
         having = [source for source, places in self.places(name).items() if places[row] >= 0]
         if not having:
             return None
@@ -329,8 +328,6 @@ class TokenRows(ComputedRows):
         return Stored(out, found.dtype)
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
-        import torch
-
         info = self.index.tensors[name]
         width = info.num_elements // info.shape[0]
         first, last = start // width, -(-stop // width)
@@ -343,8 +340,6 @@ class TokenRows(ComputedRows):
 
     def _piece(self, name: str, origin: int, place: int, row: int, count: int) -> Tensor:
         """Return neighbouring rows of one origin, flat."""
-        import torch
-
         info = self.index.tensors[name]
         if origin >= 0:
             return self._family.read(origin, name, place, count)
@@ -356,8 +351,6 @@ class TokenRows(ComputedRows):
 
     def _padding(self, name: str) -> Tensor:
         """Return the mean of all rows that are no padding, in float32 unless they are float64."""
-        import torch
-
         if name not in self._paddings:
             info, num_rows = self.index.tensors[name], self._family.num_known(name)
             width = info.num_elements // info.shape[0]

@@ -10,6 +10,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators.examples import batches_of, class_lookup, label_names
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
 from hub_magmax.evaluation.evaluators.texts import encode_texts, text_config
+from hub_magmax.kernels.lazy_imports import torch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,8 +53,6 @@ class _Classification:
             yield encoded, [], cut
 
     def outcomes(self, model: LoadedModel, batches: Iterable[Batch]) -> list[Outcome]:
-        import torch
-
         found = []
         with torch.inference_mode():
             for encoded, classes, cut in batches:
@@ -73,8 +72,6 @@ class _Classification:
 
     def losses(self, model: LoadedModel, batch: Batch, smoothing: float) -> Tensor:
         """Return the cross-entropy of each example."""
-        import torch
-
         encoded, classes, _ = batch
         logits = torch.cat([model.output(**part.to(model.device)).logits for part in encoded])
         return class_losses(logits, classes, smoothing)
@@ -82,7 +79,6 @@ class _Classification:
 
 def class_losses(logits: Tensor, classes: list[int], smoothing: float) -> Tensor:
     """Return the cross-entropy of each row with its class, of whose target a share goes to all classes."""
-    import torch
     from torch.nn.functional import cross_entropy
 
     wanted = torch.tensor(classes, device=logits.device)
@@ -91,8 +87,6 @@ def class_losses(logits: Tensor, classes: list[int], smoothing: float) -> Tensor
 
 def class_outcomes(logits: Tensor, classes: list[int]) -> list[Outcome]:
     """Return whether each row's largest logit is that of its class, its probability and its margin."""
-    import torch
-
     predicted = logits.argmax(-1).tolist()
     logits = logits.double()
     wanted = torch.tensor(classes, device=logits.device)[:, None]

@@ -13,6 +13,7 @@ from hub_magmax.evaluation.evaluators.examples import label_names, label_text, r
 from hub_magmax.evaluation.evaluators.prompts import Prompter, Solved, shots_of
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, Sample, evaluator
 from hub_magmax.evaluation.evaluators.texts import encode_texts, text_in
+from hub_magmax.kernels.lazy_imports import torch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,7 +93,6 @@ class TextToText:
 
     def losses(self, model: LoadedModel, batch: Inputs, smoothing: float) -> Tensor:
         """Return minus the mean log-probability per token of each answer."""
-        import torch
         from torch.nn.functional import cross_entropy
 
         found, answers = [], iter(batch.answers)
@@ -118,8 +118,6 @@ class TextToText:
         ]
 
     def _generated(self, model: LoadedModel, inputs: Inputs) -> list[str]:
-        import torch
-
         texts: list[str] = []
         with torch.inference_mode(), model.errors():
             for part in inputs.encoded:

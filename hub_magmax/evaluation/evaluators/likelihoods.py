@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators.texts import NO_LIMIT, check_tokens, text_config
+from hub_magmax.kernels.lazy_imports import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,8 +165,6 @@ def _groups(rows: Sequence[Row], vocabulary: int) -> Iterator[list[int]]:
 
 def _run(model: LoadedModel, rows: Sequence[Row], served: Sequence[Sequence[Row]]) -> list[float]:
     """Run some rows together; return the sums of the rows that each serves, one after the other."""
-    import torch
-
     # The last token has nothing after it.
     length = max(len(row.tokens) for row in rows) - 1
     filled = [row.tokens[:-1] + [0] * (length + 1 - len(row.tokens)) for row in rows]
@@ -179,8 +178,6 @@ def _run(model: LoadedModel, rows: Sequence[Row], served: Sequence[Sequence[Row]
 
 def row_log_likelihood(model: LoadedModel, row: Row) -> Tensor:
     """Return the summed log-probability of a row's tokens from its `first` one on, to be differentiated."""
-    import torch
-
     ids = torch.tensor([row.tokens[:-1]], device=model.device)
     logits = _last_logits(model, len(row.tokens) - row.first, input_ids=ids)[0].float()
     wanted = torch.tensor(row.tokens[row.first :], device=logits.device)
@@ -198,7 +195,6 @@ def row_losses(model: LoadedModel, rows: Sequence[Row], smoothing: float) -> Ten
         rows: Of one batch.
         smoothing: Share of each token's target that goes to all tokens.
     """
-    import torch
     from torch.nn.functional import cross_entropy
 
     length = max(len(row.tokens) for row in rows)
@@ -232,8 +228,6 @@ def _parameters(network: Any) -> frozenset[str]:
 
 def _total(logits: Tensor, row: Row, skipped: int) -> float:
     """Return the sum over one row, in float64; the logits start at its place `skipped`."""
-    import torch
-
     wanted = torch.tensor(row.tokens[row.first :], device=logits.device)
     counted = logits[row.first - 1 - skipped : len(row.tokens) - 1 - skipped].double()
     return float(counted.log_softmax(-1).gather(-1, wanted[:, None]).sum())

@@ -12,6 +12,7 @@ from pydantic import Field
 from hub_magmax.evaluation.evaluators.classification import class_losses, class_outcomes
 from hub_magmax.evaluation.evaluators.examples import batches_of, class_lookup, label_names
 from hub_magmax.evaluation.evaluators.registry import Columns, Outcome, evaluator
+from hub_magmax.kernels.lazy_imports import torch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,8 +64,6 @@ class ZeroShotImageClassification:
             yield encoded, [to_class(label) for label in labels]
 
     def outcomes(self, model: LoadedModel, batches: Iterable[tuple[Any, list[int]]]) -> list[Outcome]:
-        import torch
-
         found = []
         with torch.inference_mode():
             with model.errors():
@@ -75,8 +74,6 @@ class ZeroShotImageClassification:
 
     def losses(self, model: LoadedModel, batch: tuple[Any, list[int]], smoothing: float) -> Tensor:
         """Return the cross-entropy of each image; the head is the text tower's, and learns nothing by it."""
-        import torch
-
         encoded, classes = batch
         with torch.no_grad(), model.errors():
             head = self.head(model)
@@ -90,8 +87,6 @@ class ZeroShotImageClassification:
 
     def head(self, model: LoadedModel) -> Tensor:
         """Return one unit vector per class."""
-        import torch
-
         rows = []
         for name in self.classes:
             texts = [template.format(name) for template in self.templates]

@@ -18,6 +18,7 @@ from hub_magmax.evaluation.models import Loading
 from hub_magmax.evaluation.scores import MERGED, Scores
 from hub_magmax.evaluation.scoring import Prepared, score
 from hub_magmax.fleet.decision_inputs import digest_of
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.recipe.arguments import opened
 from hub_magmax.text import ProgressBar, Report, step
 
@@ -92,8 +93,6 @@ def look(model: LoadedModel, parts: Sequence[Any]) -> Look:
     Raises:
         EvaluationError: If it gives values that are not finite.
     """
-    import torch
-
     hidden, logits = [], []
     with torch.inference_mode():
         for part in parts:
@@ -123,8 +122,6 @@ def _confidence(log_probabilities: np.ndarray) -> np.ndarray:
 
 def _pooled(output: Any, mask: Tensor | None) -> Tensor:
     """Return means of hidden states over tokens or places: (inputs, widths), float64."""
-    import torch
-
     states = getattr(output, "hidden_states", None)
     if not states:
         return torch.zeros((len(output.logits), 0), dtype=torch.float64, device=output.logits.device)

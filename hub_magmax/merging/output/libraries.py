@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from hub_magmax.checkpoints.config import CONFIG_NAME, levels
 from hub_magmax.checkpoints.side_files import MODULES_NAME
 from hub_magmax.kernels.dtypes import torch_dtype
+from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.text import listed, shown
 
 #: Dtype and shape of each tensor, by name.
@@ -137,8 +138,6 @@ def _model_class(library: str, name: str, parent: str, *, has_code: bool) -> Any
 
 def _open_transformers(model_class: Any, folder: Path, tensors: Tensors) -> Opened:
     """Open by transformers itself, which converts names and stacks experts as it does with values."""
-    import torch
-
     config = model_class.config_class.from_pretrained(str(folder), local_files_only=True)
     weights = {
         name: torch.empty(shape, dtype=torch_dtype(dtype), device="meta")
@@ -159,8 +158,6 @@ def _open_transformers(model_class: Any, folder: Path, tensors: Tensors) -> Open
 
 def _open_diffusers(model_class: Any, folder: Path, tensors: Tensors) -> Opened:
     """Make the model from its configuration, and compare: diffusers cannot load without values."""
-    import torch
-
     with torch.device("meta"):
         model = model_class.from_config(model_class.load_config(str(folder), local_files_only=True))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -224,7 +221,6 @@ def _with_modules(folder: Path, found: Opened) -> Opened:
 @contextmanager
 def _without_values(folder: Path) -> Iterator[Path]:
     """Give the same folder with one unused tensor in place of its weights, which were looked at."""
-    import torch
     from safetensors.torch import save_file
 
     with TemporaryDirectory(prefix="hub_magmax_modules_") as temporary:

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from hub_magmax.kernels.lazy_imports import np, torch
 from hub_magmax.methods.registry import merge_method, preferred
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
     from jaxtyping import Float64, UInt64
     from torch import Tensor
 
@@ -38,8 +38,6 @@ def arcee_fusion(task_vectors: "Tensor", *, base: "Tensor", preference: tuple[fl
     million of larger tensors. One task is mergekit's form, whatever its preference; with more, uniform
     preference averages what each keeps.
     """
-    import torch
-
     merged = torch.zeros_like(base)
     for vector, weight in zip(task_vectors, preference, strict=True):
         if weight:
@@ -54,8 +52,6 @@ def arcee_fusion(task_vectors: "Tensor", *, base: "Tensor", preference: tuple[fl
 
 def _divergences(rows: "Tensor", below: "Tensor") -> "Tensor":
     """Return the divergence of each row, in float64, in a column."""
-    import torch
-
     found = torch.empty(len(rows), 1, dtype=torch.float64)
     for some, before, out in _some_rows(rows, below, found):
         start = before.double()
@@ -80,8 +76,6 @@ def _threshold(rows: "Tensor", divergences: "Tensor") -> float:
 
     Importances are computed anew for every sixteen bits of the quartiles, so that none are held.
     """
-    import numpy as np
-
     places = [(rows.numel() - 1) * quarter // 4 for quarter in (1, 2, 3)]
     found = [0, 0, 0]
     for shift in range(64 - _DIGIT, -1, -_DIGIT):
@@ -103,15 +97,11 @@ def _threshold(rows: "Tensor", divergences: "Tensor") -> float:
 
 def _sortable(values: "Tensor") -> "UInt64[np.ndarray, ' elements']":
     """Return integers without a sign that sort like numbers."""
-    import numpy as np
-
     bits = values.numpy().reshape(-1).view(np.int64)
     return (bits ^ (bits >> 63 | _SIGN)).view(np.uint64)
 
 
 def _from_sortable(values: "UInt64[np.ndarray, ' elements']") -> "Float64[np.ndarray, ' elements']":
     """Return the numbers that `_sortable` was given."""
-    import numpy as np
-
     bits = values.view(np.int64)
     return (bits ^ (~bits >> 63 | _SIGN)).view(np.float64)

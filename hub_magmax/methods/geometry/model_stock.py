@@ -4,14 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.methods.geometry import Each
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule, weighted_rule
 from hub_magmax.options import AddedLater
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from hub_magmax.methods.chunks import Chunks
 
 _MODEL_STOCK = Paper(
@@ -51,8 +50,6 @@ def model_stock(
     backwards, and its floor is 1e-6. `each: row` has an angle for each row (the paper's filter: one index of
     the first axis).
     """
-    import numpy as np
-
     from hub_magmax.methods.geometry.gram import Gram
 
     active = preferred(preference)
@@ -68,8 +65,6 @@ def model_stock(
 
 def _ratio(products: "np.ndarray", weights: "np.ndarray", floor: float) -> "np.ndarray":
     """Return r from the inner products of the task vectors, "*each tasks tasks"; 0 where it has no limit."""
-    import numpy as np
-
     from hub_magmax.methods.geometry.gram import added
 
     squares = np.diagonal(products, axis1=-2, axis2=-1)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.methods.geometry import Each, Of, Zeros
 from hub_magmax.methods.registry import merge_method, preferred
 from hub_magmax.methods.rules import Rule, weighted_rule
 from hub_magmax.options import AddedLater
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from hub_magmax.methods.chunks import Chunks
     from hub_magmax.methods.geometry.gram import Vectors
 
@@ -190,8 +189,6 @@ def _arc(
     first: "Vectors", second: "Vectors", t: float, linear_above: float, zeros: Zeros = "line"
 ) -> "Vectors":
     """Return what lies at `t` on the arc from one vector to another, or on the straight line."""
-    import numpy as np
-
     angle = first.unit.angle(second.unit)
     sine = np.sin(angle)
     no_arc = (np.abs(np.cos(angle)) > linear_above) | (sine < _CANCELS)
@@ -229,8 +226,6 @@ def _stepped(
     mean: "Vectors", units: "Sequence[Vectors]", weights: Sequence[float]
 ) -> "tuple[Vectors, np.ndarray]":
     """Return a mean direction after one step towards the Karcher mean, and the length of the step."""
-    import numpy as np
-
     tangents = []
     for unit in units:
         angle = mean.angle(unit) if unit.length > 0 else np.zeros(())

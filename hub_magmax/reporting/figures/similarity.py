@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.reporting.diagnosis import Diagnosis
 from hub_magmax.reporting.figures.style import (
     LEFT,
@@ -31,7 +32,6 @@ from hub_magmax.reporting.figures.writing import write_figure
 from hub_magmax.text import cut_names
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -87,8 +87,6 @@ def cosines_figure(found: Diagnosis) -> Figure:
 
 def _draw_matrix(axes: Axes, found: Diagnosis, count: int) -> None:
     """Draw cosines above the diagonal, agreements in sign from -1 to 1 below, and few also as numbers."""
-    import numpy as np
-
     cosines = found.whole.cosines[:count, :count]
     agreement = found.whole.sign_agreement[:count, :count]
     is_above = np.triu(np.ones((count, count), bool), 1)
@@ -114,7 +112,6 @@ def _draw_cells(axes: Axes, values: np.ndarray) -> None:
 
 
 def _colours(values: np.ndarray) -> np.ndarray:
-    import numpy as np
     from matplotlib.colors import to_rgb
 
     colours = np.where(values[..., None] > 0, to_rgb(MERGED), to_rgb(OWN))
@@ -160,8 +157,6 @@ def _write(figure: Figure, side: int, height: float, words: str, colour: str | N
 
 def _draw_scale(figure: Figure) -> None:
     """Draw the colours from -1 to 1, with cosines above and agreements in sign below."""
-    import numpy as np
-
     bar = add_axes(figure, NAMES, RIGHT, 0.38, 0.1)
     bar.imshow(
         _colours(np.linspace(-1, 1, 201)[None]), aspect="auto", interpolation="none", extent=(-1, 1, 0, 1)
@@ -181,8 +176,6 @@ def _draw_scale(figure: Figure) -> None:
 
 def _columns_of_layers(blocks: Sequence[np.ndarray]) -> tuple[list[str], np.ndarray]:
     """Return the names of the columns, by the tasks' numbers, and the cells of a layer each."""
-    import numpy as np
-
     count = len(blocks[0])
     pairs = list(combinations(range(count), 2))
     if pairs and len(pairs) <= _MOST_PAIRS:
@@ -195,8 +188,6 @@ def _columns_of_layers(blocks: Sequence[np.ndarray]) -> tuple[list[str], np.ndar
 
 def _rows_of_layers(found: Diagnosis, count: int) -> tuple[list[np.ndarray], list[str]]:
     """Return the cosines of every layer, or the means of several that follow each other, and their names."""
-    import numpy as np
-
     most = _MOST_LAYERS if count <= _WITH_NUMBERS else _FEW_LAYERS
     size = -(-len(found.layers) // most)
     rows = [found.layers[start : start + size] for start in range(0, len(found.layers), size)]
