@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hub_magmax.cli.completing import FilePath
-from hub_magmax.cli.options import format_option, from_cache_option
+from hub_magmax.cli.options import format_option, from_cache_option, from_option
 from hub_magmax.cli.terminal import ERROR, REGRESSED, Answer, progress, say, table_and, verb
 from hub_magmax.fleet import MARGIN
 from hub_magmax.text import number_of
@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.option("--revision", help="Revision of a model on the Hub.")
 @click.option("--rebuild", is_flag=True, help="Also merge it again from its sources, and compare every byte.")
-@click.option(
-    "--from",
-    "folder",
-    type=FilePath("dir"),
-    help="With --rebuild: where relative paths of local checkpoints start; the current folder.",
-)
+@from_option("With --rebuild: where relative paths of local checkpoints")
 @click.option("--public-key", type=FilePath(), help="Also check a folder's signature.")
 @from_cache_option
 def verify(
@@ -85,12 +80,7 @@ def verify(
 @click.argument("selection")
 @click.option("--out", type=FilePath(), help="Folder to create; by default NAME-weights.")
 @click.option("--revision", help="Revision of a selection on the Hub.")
-@click.option(
-    "--from",
-    "folder",
-    type=FilePath("dir"),
-    help="Where relative paths of local checkpoints start; the current folder.",
-)
+@from_option("Where relative paths of local checkpoints")
 @from_cache_option
 def apply(selection: str, out: Path | None, revision: str | None, folder: Path | None) -> Answer:
     """Make the weights of a SELECTION from its checkpoints.
@@ -188,12 +178,7 @@ def rollback(model: str, branch: str | None, to: str | None, dry_run: bool) -> A
 @click.option(
     "--margin", type=click.FloatRange(min=0), default=MARGIN, show_default=True, help="Allowed loss."
 )
-@click.option(
-    "--from",
-    "folder",
-    type=FilePath("dir"),
-    help="Where relative paths of local data start; the current folder.",
-)
+@from_option("Where relative paths of local data")
 @click.option("--dry-run", is_flag=True, help="Leave the tag where it is.")
 @from_cache_option
 @format_option

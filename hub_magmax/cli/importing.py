@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hub_magmax.cli.completing import FilePath
-from hub_magmax.cli.options import from_cache_option
+from hub_magmax.cli.options import from_cache_option, from_option
 from hub_magmax.cli.terminal import ERROR, REGRESSED, Answer, progress, verb
 
 if TYPE_CHECKING:
@@ -42,13 +42,7 @@ _SHARD_BYTES = 10**9
     help="Go on without a key of FILE, such as tokenizer.pad_to_multiple_of; can be repeated.",
 )
 @click.option("--stage", metavar="NAME", help="Of several merges in FILE, the one of this name or number.")
-@click.option(
-    "--from",
-    "folder",
-    type=FilePath("dir"),
-    default=Path(),
-    help="Where relative paths in FILE start; the current folder.",
-)
+@from_option("Where relative paths in FILE", default=Path())
 @click.option("--check", is_flag=True, help="Merge again, and compare with the published weights.")
 @click.option("--against", metavar="MODEL", help="With --check: whose weights these are; those of REPO.")
 @from_cache_option

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,19 +92,23 @@ class RecipeOptions:
         return with_place(error, self.text, self.changes)
 
 
+class _Stated:
+    """Options of which the command line states some; the others are None."""
+
+    def given(self) -> dict[str, Any]:
+        """Return the values that are stated, by attribute of what is made of them."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
 @dataclass(frozen=True)
-class DestinationOptions:
-    """How to commit a model to its repository; None where the command line says nothing."""
+class DestinationOptions(_Stated):
+    """How to commit a model to its repository, by attribute of `commits.Destination`."""
 
     private: bool | None
     revision: str | None
     create_pr: bool | None
     commit_message: str | None
     private_key: Path | None
-
-    def given(self) -> dict[str, Any]:
-        """Return the values that the command line states, by attribute of `commits.Destination`."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def _send_nothing(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -123,6 +127,14 @@ from_cache_option = click.option(
 )
 
 recipe_argument = click.argument("recipe", type=FilePath("recipe"))
+
+
+def from_option(what: str, **more: Any) -> Callable[..., Any]:
+    """Return the option `--from`: the folder in which relative paths of something start."""
+    text = f"{what} start; the current folder."
+    return click.option("--from", "folder", type=FilePath("dir"), help=text, **more)
+
+
 set_option = click.option(
     "--set",
     "settings",
@@ -158,11 +170,25 @@ faults_option = click.option(
 )
 
 
-def changed_recipe(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Add RECIPE and values in place of its own; the function gets `asked`, a `RecipeOptions`."""
-    for option in (preference_option, set_option, site_option, recipe_argument):
-        function = option(function)
-    return _folding(function, "asked", RecipeOptions)
+def _adding(
+    *options: Callable[..., Any], name: str = "", kind: type | None = None
+) -> Callable[[Any], Callable[..., Answer]]:
+    """Return a decorator that adds options, the last one first; with a `name`, the function gets a `kind`."""
+
+    def add(function: Any) -> Callable[..., Answer]:
+        for option in options:
+            function = option(function)
+        if kind is not None:
+            function.folded = {**getattr(function, "folded", {}), name: kind}
+        return function  # type: ignore[no-any-return]
+
+    return add
+
+
+#: Add RECIPE and values in place of its own; the function gets `asked`, a `RecipeOptions`.
+changed_recipe = _adding(
+    preference_option, set_option, site_option, recipe_argument, name="asked", kind=RecipeOptions
+)
 
 
 def _of_metrics(ctx: click.Context, parameter: click.Parameter, value: int) -> int:
@@ -173,68 +199,62 @@ def _of_metrics(ctx: click.Context, parameter: click.Parameter, value: int) -> i
     return value
 
 
-def metric_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Add the options of metrics of pairs of tasks; a verb's own flag `--metrics`, if any, is eager."""
-    for option in (
-        click.option(
-            "--examples",
-            type=click.IntRange(0),
-            default=10,
-            callback=_of_metrics,
-            help="Of each task, on which metrics run models; 10.",
-        ),
-        click.option(
-            "--rank",
-            type=click.IntRange(0),
-            default=10,
-            callback=_of_metrics,
-            help="Directions of each matrix that metrics compare; 10.",
-        ),
-    ):
-        function = option(function)
-    return function
+#: Add the options of metrics of pairs of tasks; a verb's own flag `--metrics`, if any, is eager.
+metric_options = _adding(
+    click.option(
+        "--examples",
+        type=click.IntRange(0),
+        default=10,
+        callback=_of_metrics,
+        help="Of each task, on which metrics run models; 10.",
+    ),
+    click.option(
+        "--rank",
+        type=click.IntRange(0),
+        default=10,
+        callback=_of_metrics,
+        help="Directions of each matrix that metrics compare; 10.",
+    ),
+)
+
+#: Add the argument RECIPE and its options; the function gets them as `asked`, a `RecipeOptions`.
+recipe_options = _adding(
+    from_cache_option,
+    click.option(
+        "--output",
+        type=FilePath("dir"),
+        help="Folder of the merged model, instead of the recipe's; a push goes where the recipe says.",
+    ),
+    preference_option,
+    set_option,
+    site_option,
+    click.option(
+        "--lock",
+        "lock_path",
+        type=FilePath(),
+        help="Lock to follow, instead of the one beside RECIPE.",
+    ),
+    recipe_argument,
+    name="asked",
+    kind=RecipeOptions,
+)
 
 
-def recipe_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Add the argument RECIPE and its options; the function gets them as `asked`, a `RecipeOptions`."""
-    for option in (
-        from_cache_option,
-        click.option(
-            "--output",
-            type=FilePath("dir"),
-            help="Folder of the merged model, instead of the recipe's; a push goes where the recipe says.",
-        ),
-        preference_option,
-        set_option,
-        site_option,
-        click.option(
-            "--lock",
-            "lock_path",
-            type=FilePath(),
-            help="Lock to follow, instead of the one beside RECIPE.",
-        ),
-        recipe_argument,
-    ):
-        function = option(function)
-    return _folding(function, "asked", RecipeOptions)
-
-
-def destination_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Add options of a commit; the function gets them as `to`, a `DestinationOptions`."""
-    for option in (
-        click.option("--private-key", type=Path, help="PEM file of a key: sign the model before the push."),
-        click.option("--commit-message", help="Title of the commit; Add or Update merged model."),
-        click.option("--create-pr", is_flag=True, default=None, help="Open a pull request instead."),
-        click.option("--revision", help="Branch to commit to."),
-        click.option("--private", is_flag=True, default=None, help="Make a new repository private."),
-    ):
-        function = option(function)
-    return _folding(function, "to", DestinationOptions)
+#: Add options of a commit; the function gets them as `to`, a `DestinationOptions`.
+destination_options = _adding(
+    click.option("--private-key", type=Path, help="PEM file of a key: sign the model before the push."),
+    click.option("--commit-message", help="Title of the commit; Add or Update merged model."),
+    click.option("--create-pr", is_flag=True, default=None, help="Open a pull request instead."),
+    click.option("--revision", help="Branch to commit to."),
+    click.option("--private", is_flag=True, default=None, help="Make a new repository private."),
+    name="to",
+    kind=DestinationOptions,
+)
 
 
 @dataclass(frozen=True)
-class DecodingOptions:
-    """How answers of a language model are decoded; None where the command line says nothing."""
+class DecodingOptions(_Stated):
+    """How answers of a language model are decoded, by attribute of `predicting.Decoding`."""
 
     max_new_tokens: int | None
     temperature: float | None
@@ -242,27 +262,22 @@ class DecodingOptions:
     seed: int | None
     chat: bool | None
 
-    def given(self) -> dict[str, Any]:
-        """Return the values that the command line states, by attribute of `predicting.Decoding`."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
 
-
-def decoding_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Add options of a language model's answers; the function gets them as `how`, a `DecodingOptions`."""
-    for option in (
-        click.option("--chat", is_flag=True, default=None, help="Put each text into the chat template."),
-        click.option("--seed", type=int, help="Of the first decision; the next has the next number."),
-        click.option("--top-p", type=float, help="Draw among the tokens that sum to it; all."),
-        click.option("--temperature", type=float, help="Draw tokens; else the most probable ones count."),
-        click.option("--max-new-tokens", type=int, help="Where a language model's answer ends; 64."),
-    ):
-        function = option(function)
-    return _folding(function, "how", DecodingOptions)
+#: Add options of a language model's answers; the function gets them as `how`, a `DecodingOptions`.
+decoding_options = _adding(
+    click.option("--chat", is_flag=True, default=None, help="Put each text into the chat template."),
+    click.option("--seed", type=int, help="Of the first decision; the next has the next number."),
+    click.option("--top-p", type=float, help="Draw among the tokens that sum to it; all."),
+    click.option("--temperature", type=float, help="Draw tokens; else the most probable ones count."),
+    click.option("--max-new-tokens", type=int, help="Where a language model's answer ends; 64."),
+    name="how",
+    kind=DecodingOptions,
+)
 
 
 @dataclass(frozen=True)
-class ChainOptions:
-    """How chains of a language model are made; None where the command line says nothing."""
+class ChainOptions(_Stated):
+    """How chains of a language model are made, by attribute of `chains.ChainProtocol`."""
 
     layer: float | None
     position: int | None
@@ -273,8 +288,7 @@ class ChainOptions:
     top_p: float | None
 
     def given(self) -> dict[str, Any]:
-        """Return the values that the command line states, by attribute of `chains.ChainProtocol`."""
-        values = {name: value for name, value in asdict(self).items() if value is not None}
+        values = super().given()
         if self.grafts is not None:
             values["grafts"] = tuple(kind.strip() for kind in self.grafts.split(","))
         return values
@@ -292,22 +306,15 @@ class _Layer(click.ParamType):  # type: ignore[type-arg]  # generic in later ver
             self.fail(f"{value!r} is neither a number of a layer, such as 26, nor a share, such as 0.75")
 
 
-def chain_options(function: Callable[..., Answer]) -> Callable[..., Answer]:
-    """Add options of sampled and deterministic chains; the function gets them as `how`, a `ChainOptions`."""
-    answer = "line: an answer's first line (default); final: its last number or mark."
-    for option in (
-        click.option("--top-p", type=float, help="Of sampled chains; 0.9."),
-        click.option("--temperature", type=float, help="Of sampled chains; 0.7."),
-        click.option("--max-new-tokens", type=int, help="Where an answer ends; 32."),
-        click.option("--answer", help=answer),
-        click.option("--grafts", metavar="KIND,...", help="Kinds, in place of all but gaussian."),
-        click.option("--position", type=int, help="Token of the prompt, -1 the last."),
-        click.option("--layer", type=_Layer(), help="Block, such as 26, or share of the depth; 0.75."),
-    ):
-        function = option(function)
-    return _folding(function, "how", ChainOptions)
-
-
-def _folding(function: Any, name: str, kind: type) -> Callable[..., Answer]:
-    function.folded = {**getattr(function, "folded", {}), name: kind}
-    return function  # type: ignore[no-any-return]
+#: Add options of sampled and deterministic chains; the function gets them as `how`, a `ChainOptions`.
+chain_options = _adding(
+    click.option("--top-p", type=float, help="Of sampled chains; 0.9."),
+    click.option("--temperature", type=float, help="Of sampled chains; 0.7."),
+    click.option("--max-new-tokens", type=int, help="Where an answer ends; 32."),
+    click.option("--answer", help="line: an answer's first line (default); final: its last number or mark."),
+    click.option("--grafts", metavar="KIND,...", help="Kinds, in place of all but gaussian."),
+    click.option("--position", type=int, help="Token of the prompt, -1 the last."),
+    click.option("--layer", type=_Layer(), help="Block, such as 26, or share of the depth; 0.75."),
+    name="how",
+    kind=ChainOptions,
+)
