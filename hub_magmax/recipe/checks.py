@@ -8,36 +8,46 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from pydantic import (
-    ValidationError,
-)
+from pydantic import ValidationError
 
 from hub_magmax import methods
 from hub_magmax.errors import HubMagmaxError, KeyPath, Problem, RecipeError
 from hub_magmax.options import check_options
-from hub_magmax.recipe.alternation_checks import alternation_problems
-from hub_magmax.recipe.correction_checks import correction_problems
 from hub_magmax.recipe.evaluation_checks import (
     guard_problems,
     prompt_problems,
     rounding_problems,
     routing_problems,
 )
-from hub_magmax.recipe.layer_checks import choices_without_tasks, layer_problems
 from hub_magmax.recipe.lockfile import COEFFICIENTS
+from hub_magmax.recipe.model_checks import (
+    choices_without_tasks,
+    layer_problems,
+    norm_problems,
+    own_base_problems,
+)
 from hub_magmax.recipe.model_names import parse_model_name
 from hub_magmax.recipe.named import EvaluatorChoice, Named
-from hub_magmax.recipe.norm_checks import norm_problems
-from hub_magmax.recipe.option_checks import missed_tasks, option_tasks
-from hub_magmax.recipe.output_checks import adapter_problems, output_problems, selection_problems
-from hub_magmax.recipe.own_base_checks import own_base_problems
+from hub_magmax.recipe.output_checks import (
+    adapter_problems,
+    correction_problems,
+    output_problems,
+    selection_problems,
+)
 from hub_magmax.recipe.preferences import DistanceEstimate, Preference
 from hub_magmax.recipe.problems import SEE_SCHEMA, conflict, explain
-from hub_magmax.recipe.rule_checks import named_tasks, rule_problems, takers, takes_coefficients
+from hub_magmax.recipe.rule_checks import (
+    missed_tasks,
+    named_tasks,
+    option_tasks,
+    rule_problems,
+    takers,
+    takes_coefficients,
+)
 from hub_magmax.recipe.schema import MAX_TRIED, Method, Recipe, Sweep
 from hub_magmax.recipe.statistics_checks import statistics_problems
 from hub_magmax.recipe.tokenizer import tokenizer_problems
-from hub_magmax.recipe.training_checks import training_problems
+from hub_magmax.recipe.training_checks import alternation_problems, training_problems
 from hub_magmax.recipe.values import AUTO
 from hub_magmax.registry import EVALUATORS, METHODS, Registry
 from hub_magmax.text import holds_control, holds_token, nearest, shown
