@@ -8,10 +8,10 @@ from typing import Any
 
 from hub_magmax.errors import OutputError
 from hub_magmax.files import from_here
-from hub_magmax.recipe.alternation import MERGE, MOMENTUM, Alternate
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.recipe.model_names import is_there
 from hub_magmax.recipe.schema import RECIPE_NAME, Recipe
+from hub_magmax.recipe.training import MERGE, MOMENTUM, Alternate
 from hub_magmax.training.order import seed_of
 
 
