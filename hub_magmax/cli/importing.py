@@ -104,8 +104,7 @@ def _read(
     source: str, folder: Path, here: Path, without: tuple[str, ...], stage: str | None
 ) -> tuple[Imported, str, dict[str, str]]:
     """Return what a configuration becomes, its name, and the checkpoints that could not be read."""
-    from hub_magmax.checkpoints.foreign_texts import read_foreign
-    from hub_magmax.checkpoints.model_facts import CheckpointFacts
+    from hub_magmax.checkpoints.model_facts import CheckpointFacts, read_foreign
     from hub_magmax.recipe.importing.other_tools import import_text
 
     found = read_foreign(source, sys.stdin.buffer)

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hub_magmax.recipe.importing.chosen_rows import RowReader, check_mapping, lost
 from hub_magmax.recipe.importing.configuration import Configuration, places_of
 from hub_magmax.recipe.importing.families import Family
 from hub_magmax.recipe.importing.findings import Notes
@@ -15,7 +14,7 @@ from hub_magmax.recipe.importing.marked import Marked
 from hub_magmax.recipe.importing.model_facts import ModelFacts, Models
 from hub_magmax.recipe.importing.readings import LostError
 from hub_magmax.recipe.importing.references import Place, Reference, read_reference
-from hub_magmax.recipe.importing.token_rows import RowRules
+from hub_magmax.recipe.importing.token_rows import RowReader, RowRules, check_mapping, lost
 
 #: Names of tensors with a row for each token.
 _BY_TOKEN = re.compile(r"(.*\.)?(\w*embed_(tokens|in|out)|\w*word_embeddings|wte|lm_head|shared)\.weight")
