@@ -17,7 +17,6 @@ from hub_magmax.evaluation.column_look import column_rows, look_at_columns
 from hub_magmax.evaluation.needs import Needs, evaluation_needs, evaluation_rows
 from hub_magmax.files import from_here
 from hub_magmax.planning.budget import peak_memory_bytes
-from hub_magmax.planning.correction import correction_notices, correction_row, described_correction
 from hub_magmax.planning.findings.finding import Finding, faults_left
 from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.renamings import renaming_notices
@@ -33,6 +32,7 @@ from hub_magmax.planning.tied import tie_notices
 from hub_magmax.planning.tokenizers.chat import OLD_NAME, TEMPLATE_NAME
 from hub_magmax.planning.tokens import token_notices
 from hub_magmax.recipe.arguments import checked
+from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.tokenizer import UNION
 from hub_magmax.text import format_bytes, number_of, shown
 
@@ -346,3 +346,23 @@ def _notes(plan: Plan) -> Iterator[Row]:
     for notice in notices(plan):
         option = refused.get(notice)
         yield ("FAULT", f"{notice} (not merged without {option})") if option else ("note", notice)
+
+
+def correction_row(lock: Lock) -> str:
+    """Return in words what is corrected and how; empty without a correction."""
+    found = lock.correction
+    return f"{found['name']}, ridge {found['ridge']:g}, in {shown(found['tensor'])}" if found else ""
+
+
+def described_correction(lock: Lock) -> dict[str, Any] | None:
+    """Return name, options and tensor, for programs; None without a correction."""
+    return dict(lock.correction) or None
+
+
+def correction_notices(lock: Lock) -> Iterator[str]:
+    """Yield that the head is no longer that of the merge."""
+    if found := lock.correction:
+        yield (
+            f"{shown(found['tensor'])} is the merged one times a matrix that {found['name']} made for this "
+            "merge and preference: it fits no other model's body"
+        )

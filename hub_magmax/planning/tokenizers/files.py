@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,6 @@ from hub_magmax.checkpoints.rows.vocabulary import (
 from hub_magmax.checkpoints.side_files import is_tokenizer_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.planning.tokenizers.chat import NAMED, OLD_NAME, TEMPLATE_NAME, template_of
-from hub_magmax.planning.tokenizers.listing import more_config, more_special
 from hub_magmax.planning.tokenizers.token_ids import Moved, moved_ids
 from hub_magmax.planning.tokenizers.united import Source, united
 from hub_magmax.recipe.lockfile import Lock, LockedTokenizer
@@ -199,3 +198,46 @@ def _united_notes(owner: str, counts: tuple[int, int], left: list[str], unwritte
     if unwritten:
         some = f"{len(unwritten):,} of the tokens, such as {shown(min(unwritten))}"
         yield f"no merge of the tokenizer gives {some}: they have rows, and text is written without them"
+
+
+#: Keys with lists of special tokens that have no role.
+_EXTRA = ("additional_special_tokens", "extra_special_tokens")
+
+#: Added tokens, as tokenizer.json has them.
+Entries = Sequence[Mapping[str, Any]]
+
+
+def more_config(own: dict[str, Any], others: Sequence[Mapping[str, Any]], entries: Entries) -> dict[str, Any]:
+    """Return a tokenizer_config.json with added tokens; `more_special` says what the arguments are."""
+    if isinstance(own.get("added_tokens_decoder"), dict):
+        more = {str(entry["id"]): {k: v for k, v in entry.items() if k != "id"} for entry in entries}
+        own = {**own, "added_tokens_decoder": {**own["added_tokens_decoder"], **more}}
+    return more_special(own, others, entries)
+
+
+def more_special(
+    own: dict[str, Any], others: Sequence[Mapping[str, Any]], entries: Entries
+) -> dict[str, Any]:
+    """Return a configuration that lists the special tokens without a role that others list more.
+
+    Args:
+        own: The configuration.
+        others: Those of other tokenizers, in order.
+        entries: The added tokens that it gets.
+    """
+    new = {entry["content"] for entry in entries}
+    for key in _EXTRA:
+        more = [token for config in others for token in _listed(config.get(key)) if token in new]
+        known: list[Any] = own[key] if isinstance(own.get(key), list) else []
+        missing = [token for token in dict.fromkeys(more) if token not in _listed(known)]
+        own = {**own, key: [*known, *missing]} if missing else own
+    return own
+
+
+def _listed(value: Any) -> list[str]:
+    return [*_texts(value)] if isinstance(value, list) else []
+
+
+def _texts(values: list[Any]) -> Iterator[str]:
+    for one in values:
+        yield str(one.get("content") if isinstance(one, dict) else one)
