@@ -233,8 +233,7 @@ _METHODS_BY_MODULE: Mapping[str, tuple[str, ...]] = {
     "ranked": ("della", "della_linear"),
     "competing": ("sce", "pcb"),
     "stitching": ("localize_stitch", "ram", "ram_plus", "nearswap"),
-    "choice": ("random_mix", "single_task", "last_task"),
-    "magmax": ("magmax", "tunable_magmax"),
+    "magmax": ("random_mix", "single_task", "last_task", "magmax", "tunable_magmax"),
 }
 METHODS = Registry(
     "merge method",

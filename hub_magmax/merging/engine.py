@@ -39,7 +39,7 @@ from hub_magmax.merging.survey import ModelRules, survey_all
 from hub_magmax.merging.tensors import tensor_rule
 from hub_magmax.merging.workers import Workers
 from hub_magmax.methods import Rule, get_method
-from hub_magmax.methods.choice import always
+from hub_magmax.methods.magmax import always
 from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, gives_elements
 from hub_magmax.planning.plan import FactorJob, Plan, Shard, SolvedJob, TensorJob
 from hub_magmax.planning.statistics import shares_of

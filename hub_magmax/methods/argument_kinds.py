@@ -1,14 +1,40 @@
-"""Checks of the arguments with which a merge method is declared."""
+"""Declarations of merge methods: papers that they come from, and checks of the arguments."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
 from hub_magmax.errors import ArgumentError
-from hub_magmax.methods.papers import Paper
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper on arXiv that a method comes from, as cards cite it.
+
+    Attributes:
+        arxiv: Number of the paper.
+        key: Key of its BibTeX entry.
+        author: First author, surname first.
+        title: In BibTeX, braces around what keeps its capitals.
+    """
+
+    arxiv: str
+    key: str
+    author: str
+    year: int
+    title: str
+
+    @property
+    def bibtex(self) -> str:
+        """The entry of a bibliography."""
+        return (
+            f"@misc{{{self.key},\n  title = {{{self.title}}},\n  author = {{{self.author} and others}},\n"
+            f"  year = {{{self.year}}},\n  eprint = {{{self.arxiv}}},\n  archivePrefix = {{arXiv}},\n}}"
+        )
 
 
 # Complex by its table: one line for each argument.

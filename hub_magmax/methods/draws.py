@@ -16,7 +16,10 @@ from jaxtyping import Float32, UInt8, UInt32
 
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.randomness import CounterGenerator
-from hub_magmax.methods.selection.streams import DARE
+
+# Streams, one for each use and task: the stream of a use is this number plus the task.
+# DARE adds the number of a pair of tasks, which share a key, and comes last: it takes any number of them.
+DROP, ALIGN, FILL, SHARE, TIE, PASSED, DARE = range(0, 7 * 256, 256)
 
 #: A key of 64 bits serves two tasks.
 _DRAWS = 2**32

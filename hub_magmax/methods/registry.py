@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from hub_magmax.errors import ArgumentError, RecipeError
+from hub_magmax.methods.argument_kinds import Paper as Paper  # noqa: PLC0414, methods take it from here
 from hub_magmax.methods.argument_kinds import check_forms, check_kinds
 from hub_magmax.methods.data_statistics import (
     KINDS,
@@ -24,7 +25,6 @@ from hub_magmax.methods.data_statistics import (
     without_statistics,
 )
 from hub_magmax.methods.matrices import Matrices, matrices_in, matrix_rule, transposed
-from hub_magmax.methods.papers import Paper as Paper  # noqa: PLC0414, methods take it from here
 from hub_magmax.methods.plugins import failures, plugin_rule, refusal
 from hub_magmax.methods.rules import Rule, weighted_rule
 from hub_magmax.options import Options, for_each_task, options_of

@@ -13,8 +13,8 @@ from hub_magmax.kernels.chunk import RawChunk
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.structures import FIRST_MARK, NOBODY, TIED, ZERO
 from hub_magmax.methods.chunks import BLOCK_ELEMENTS, Chunks, Selection, check_task_count
+from hub_magmax.methods.draws import ALIGN, DROP, FILL, PASSED, TIE
 from hub_magmax.methods.selection.owners import MAX_TASKS, Draws, rename
-from hub_magmax.methods.selection.streams import ALIGN, DROP, FILL, PASSED, TIE
 
 #: Owner of tied elements that no earlier task shares, while a task is asked.
 _ALONE = 252

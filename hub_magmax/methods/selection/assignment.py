@@ -35,6 +35,7 @@ from hub_magmax.methods.chunks import (
     blocks,
     check_task_count,
 )
+from hub_magmax.methods.draws import SHARE
 from hub_magmax.methods.selection.looks import MAX_CLASSES, Contest, Seen, look
 from hub_magmax.methods.selection.owners import MAX_TASKS, Draws, rename
 from hub_magmax.methods.selection.prices import (
@@ -48,7 +49,6 @@ from hub_magmax.methods.selection.prices import (
     split,
     tied_masks,
 )
-from hub_magmax.methods.selection.streams import SHARE
 
 #: Tensors of up to this many numbers (tasks times elements) are read once and held.
 HELD_NUMBERS = 1 << 20

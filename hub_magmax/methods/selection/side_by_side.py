@@ -17,9 +17,9 @@ from hub_magmax.kernels.randomness import CounterGenerator, keys_of
 from hub_magmax.kernels.reference import highest_bit
 from hub_magmax.kernels.structures import FIRST_MARK, NOBODY, TIED, ZERO
 from hub_magmax.methods.chunks import check_task_count
+from hub_magmax.methods.draws import ALIGN, DROP, FILL, PASSED, TIE
 from hub_magmax.methods.selection.algorithm_one import code_type
 from hub_magmax.methods.selection.owners import MAX_TASKS
-from hub_magmax.methods.selection.streams import ALIGN, DROP, FILL, PASSED, TIE
 
 #: A number for each tensor.
 PerTensor = Int64[np.ndarray, " tensors"]
