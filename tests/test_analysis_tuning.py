@@ -15,8 +15,7 @@ from hub_magmax.evaluation.margins import normalised_margins, within
 from hub_magmax.methods import get_method
 from hub_magmax.pipeline import lock, run
 from hub_magmax.preference import resolve_preference
-from hub_magmax.preference.greedy import choose
-from hub_magmax.preference.search import on_simplex, search_weights
+from hub_magmax.preference.search import choose, on_simplex, search_weights
 from hub_magmax.recipe.loading import parse_recipe, updated
 from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.matching import check_lock

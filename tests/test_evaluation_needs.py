@@ -15,9 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.errors import EvaluationError
-from hub_magmax.evaluation.batches import bytes_of_token
 from hub_magmax.evaluation.evaluators.loading import load_model
-from hub_magmax.evaluation.needs import check_download_room, check_fits, evaluation_needs
+from hub_magmax.evaluation.needs import bytes_of_token, check_download_room, check_fits, evaluation_needs
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.pipeline import lock, plan, run
 from hub_magmax.planning.summary import describe, explain
@@ -184,7 +183,7 @@ def test_memory_of_a_batch_is_told_for_each_token_of_texts(family):
 BATCH = """
 import json, sys
 from hub_magmax.checkpoints.locations import ModelPlace
-from hub_magmax.evaluation.batches import bytes_of_token
+from hub_magmax.evaluation.needs import bytes_of_token
 from hub_magmax.evaluation.evaluators import make_evaluator
 from hub_magmax.evaluation.evaluators.likelihoods import Row, log_likelihoods
 from hub_magmax.evaluation.evaluators.loading import load_model

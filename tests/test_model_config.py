@@ -32,7 +32,7 @@ from hub_magmax.errors import MismatchError
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
 from hub_magmax.merging.execution import merge
-from hub_magmax.merging.output.model_config import with_changes
+from hub_magmax.merging.output.side_files import with_changes
 from hub_magmax.pipeline import plan
 from hub_magmax.planning.plan import ConfigChange
 from hub_magmax.planning.summary import notices

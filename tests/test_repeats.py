@@ -3,8 +3,7 @@ import logging
 import pytest
 
 from hub_magmax import hub
-from hub_magmax.cli.display import LogOptions, displayed
-from hub_magmax.cli.repeats import PAUSE_SECONDS, Repeats
+from hub_magmax.cli.display import PAUSE_SECONDS, LogOptions, Repeats, displayed
 
 LOST = "a request failed ('the network is unreachable')"
 

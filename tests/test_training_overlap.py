@@ -5,10 +5,9 @@ import json
 import pytest
 from datasets import Dataset
 
-from hub_magmax.evaluation.shared_examples import num_shared, read_digests
+from hub_magmax.evaluation.shared_examples import num_shared, read_digests, tell_shared
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.values import Data
-from hub_magmax.training.overlap import tell_shared
 from tests.learners import training_recipe
 
 

@@ -51,8 +51,7 @@ def resolve_preference(
 
         return resolve_labels(recipe, scorer=scorer)
     if preference.is_searched:
-        from hub_magmax.preference.greedy import resolve_greedy
-        from hub_magmax.preference.search import resolve_search
+        from hub_magmax.preference.search import resolve_greedy, resolve_search
 
         resolve = resolve_greedy if preference.greedy else resolve_search
         return resolve(recipe, scorer=scorer)

@@ -26,6 +26,7 @@ from hub_magmax.evaluation.evaluators.loading import (
     without_bars,
 )
 from hub_magmax.evaluation.needs import may_lack_head
+from hub_magmax.evaluation.shared_examples import tell_shared
 from hub_magmax.files import from_here, os_errors, write_text
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.arguments import checked, opened
@@ -39,7 +40,6 @@ from hub_magmax.recipe.training_checks import training_evaluator
 from hub_magmax.recipe.values import Data
 from hub_magmax.text import ProgressBar, Report, number_of, step, unseen
 from hub_magmax.training.forgetting import Forgetting, Measuring, Row
-from hub_magmax.training.overlap import tell_shared
 from hub_magmax.training.record import RECORD_NAME, TrainingRecord, check_same, in_parts, read_record
 from hub_magmax.training.starts import Start, known_starts, locked_start, start_name
 from hub_magmax.training.states import TrainingFolder

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hub_magmax.checkpoints.config import CONFIG_NAME
+from hub_magmax.checkpoints.config import CONFIG_NAME, with_values
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.side_files import is_side_file
@@ -15,11 +15,10 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.files import os_errors, sha256_of, write_text
 from hub_magmax.merging.adapters import adapter_config
 from hub_magmax.merging.output.folder import PartialFolder
-from hub_magmax.merging.output.model_config import change_config
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport, ShardRecord, software_versions
 from hub_magmax.merging.profile import Spent, peak_resident_bytes
-from hub_magmax.planning.plan import Plan
+from hub_magmax.planning.plan import ConfigChange, Plan
 from hub_magmax.planning.summary import notices
 from hub_magmax.recipe.lockfile import LOCK_NAME, LockedSource
 from hub_magmax.recipe.schema import RECIPE_NAME
@@ -126,3 +125,15 @@ def _write_for_loaders(plan: Plan, sources: Mapping[str, TensorSource], folder: 
         write_text(folder / plan.index_name, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
     if plan.ranks:
         write_text(folder / ADAPTER_CONFIG_NAME, adapter_config(plan, sources))
+
+
+def change_config(path: Path, changes: Sequence[ConfigChange]) -> None:
+    """Carry out the changes in a copied config.json; without changes nothing is read or written."""
+    if changes:
+        with os_errors(path):
+            path.write_bytes(with_changes(path.read_bytes(), changes))
+
+
+def with_changes(content: bytes, changes: Sequence[ConfigChange]) -> bytes:
+    """Return a config.json with some values changed, and its order of keys, indentation and end kept."""
+    return with_values(content, {change.path: change.new for change in changes})

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Shaped, UInt8
 
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.files import os_errors
+from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.chunk import RawChunk
-from hub_magmax.kernels.ops import CHOSEN
+from hub_magmax.kernels.ops import CHOSEN, Inputs
 from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.engine import Engine
 from hub_magmax.merging.making import FileInMaking, Steps, starting_order
@@ -21,7 +23,7 @@ from hub_magmax.merging.output.header import metadata_of
 from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
 from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
-from hub_magmax.merging.selections.choices import are_open, choices, values_by_task
+from hub_magmax.merging.selections.coding import MAX_TASKS
 from hub_magmax.merging.selections.files import (
     BLOCK_ELEMENTS,
     Blocks,
@@ -32,6 +34,55 @@ from hub_magmax.merging.selections.files import (
 from hub_magmax.methods import Rule
 from hub_magmax.planning.plan import Plan, Shard, TensorJob
 from hub_magmax.text import publishable
+
+#: Marks an element whose value no task has given yet.
+_NOBODY = np.uint8(MAX_TASKS)
+
+
+def values_by_task(
+    chunk: RawChunk, plan: Plan, job: TensorJob, backend: Backend
+) -> Iterator[Shaped[np.ndarray, " chunk"]]:
+    """Yield the bits that each task alone would give the elements of a chunk, in the order of the tasks.
+
+    Args:
+        chunk: Values of the base model and the tasks; read once.
+        plan: Its lock has the tasks, and the scaling coefficient.
+        job: The tensor that these are elements of.
+        backend: Merges.
+    """
+    chunk.stored  # noqa: B018, read now: compiled loops would read the files again for every task
+    scaling = plan.values_of(job.tensor).scaling
+    for task in range(len(plan.lock.tasks)):
+        inputs = Inputs((np.full(chunk.num_elements, task, np.uint8),))
+        yield backend.merge(CHOSEN, chunk, inputs, job.dtype, scaling).values.bits
+
+
+def are_open(by_task: Iterator[Shaped[np.ndarray, " chunk"]]) -> Bool[np.ndarray, " chunk"]:
+    """Say of each element whether some tasks give it different values, from `values_by_task`."""
+    first = next(by_task)
+    found = np.zeros(len(first), bool)
+    for values in by_task:
+        found |= values != first
+    return found
+
+
+def choices(
+    by_task: Iterator[Shaped[np.ndarray, " chunk"]], merged: Shaped[np.ndarray, " chunk"]
+) -> tuple[UInt8[np.ndarray, " chunk"], Bool[np.ndarray, " chunk"]]:
+    """Return the first task that gives each merged value, and what `are_open` does.
+
+    Args:
+        by_task: From `values_by_task`.
+        merged: Bits of values, each of which some task gives.
+    """
+    first = next(by_task)
+    found = np.where(merged == first, np.uint8(0), _NOBODY)
+    is_open = np.zeros(len(first), bool)
+    for task, values in enumerate(by_task, 1):
+        is_open |= values != first
+        np.putmask(found, (found == _NOBODY) & (values == merged), np.uint8(task))
+    assert not (found == _NOBODY).any(), "every value is a task's"
+    return found, is_open
 
 
 def engine_of(plan: Plan) -> type[Engine]:
