@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -90,6 +91,20 @@ def family_on_hub(quickstart_folder: Path) -> LocalHub:
 
     add_family(_hub, quickstart_folder)
     return _hub
+
+
+@pytest.fixture(scope="session")
+def learner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny text classifier `base` and examples of two tasks, for tests that copy what they change."""
+    from tests.learners import write_learner
+
+    return write_learner(tmp_path_factory.mktemp("learner"))
+
+
+@pytest.fixture
+def folder(learner: Path, tmp_path: Path) -> Path:
+    """A copy of `learner`, to train in."""
+    return shutil.copytree(learner, tmp_path / "here")
 
 
 @pytest.fixture(autouse=True)

@@ -43,21 +43,11 @@ from tests.tiny_llama import tokenizer
 
 
 @pytest.fixture(scope="module")
-def learner(tmp_path_factory):
-    return write_learner(tmp_path_factory.mktemp("learner"))
-
-
-@pytest.fixture(scope="module")
 def trained(learner, tmp_path_factory):
     """Both tasks, trained in one go, with dropout."""
     folder = shutil.copytree(learner, tmp_path_factory.mktemp("trained") / "all")
     finetune(folder)
     return folder
-
-
-@pytest.fixture
-def folder(learner, tmp_path):
-    return shutil.copytree(learner, tmp_path / "here")
 
 
 def finetune(folder, changes=None, others=None, **options):

@@ -30,16 +30,6 @@ ALL = {"epochs": 0.75, "steps": None, "batch_size": 2}
 ROUNDS = {"rounds": 3, "step": 0.5, "momentum": 0.25}
 
 
-@pytest.fixture(scope="module")
-def learner(tmp_path_factory):
-    return write_learner(tmp_path_factory.mktemp("learner"))
-
-
-@pytest.fixture
-def folder(learner, tmp_path):
-    return shutil.copytree(learner, tmp_path / "here")
-
-
 @pytest.fixture
 def descent(tmp_path, monkeypatch):
     """A folder whose model has no dropout, and training without AdamW's moments."""

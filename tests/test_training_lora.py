@@ -25,23 +25,13 @@ from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.training import Lora
 from hub_magmax.training.adapters import add_adapter
 from tests.families import recipe_values
-from tests.learners import TEXTS, Stopped, stop, stopping, training_recipe, write_learner
+from tests.learners import TEXTS, Stopped, stop, stopping, training_recipe
 from tests.test_checkpoints_links import into_store
 from tests.tiny_llama import tokenizer
 
 peft = pytest.importorskip("peft", reason="the package peft is not installed")
 
 LORA = {"rank": 4, "alpha": 8, "targets": ["*.query", "*.value"]}
-
-
-@pytest.fixture(scope="module")
-def learner(tmp_path_factory):
-    return write_learner(tmp_path_factory.mktemp("learner"))
-
-
-@pytest.fixture
-def folder(learner, tmp_path):
-    return shutil.copytree(learner, tmp_path / "here")
 
 
 def recipe(folder, changes=None, **others):

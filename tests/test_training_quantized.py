@@ -19,11 +19,6 @@ from hub_magmax.recipe.loading import parse_recipe
 from tests.learners import CLASSES, TEXTS, Stopped, stop, stopping, training_recipe, write_learner
 
 
-@pytest.fixture(scope="module")
-def learner(tmp_path_factory):
-    return write_learner(tmp_path_factory.mktemp("learner"))
-
-
 def finetune(folder, bits="int3", changes=None, **options):
     changes = {"quantization_aware": bits, **(changes or {})}
     return hm.finetune(parse_recipe(training_recipe(changes), folder=folder), **options)
