@@ -15,9 +15,9 @@ from hub_magmax.text import nearest
 
 #: Each verb and the module of this package that holds its function, imported when the verb is used or listed.
 VERBS = {
-    "alternate": "alternating",
+    "alternate": "training",
     "apply": "fleet",
-    "blindspots": "blindspots",
+    "blindspots": "analysing",
     "canary": "fleet",
     "card": "evaluating",
     "compare": "analysing",
@@ -44,7 +44,7 @@ VERBS = {
     "schema": "recipes",
     "sign": "fleet",
     "sweep": "analysing",
-    "tails": "tails",
+    "tails": "analysing",
     "validate": "recipes",
     "verify": "fleet",
 }

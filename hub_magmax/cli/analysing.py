@@ -1,4 +1,4 @@
-"""Verbs that learn from checkpoints and examples: diagnose, compare, sweep."""
+"""Verbs that learn from checkpoints and examples: diagnose, compare, sweep, blindspots, tails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from hub_magmax.cli.options import (
+    ChainOptions,
     RecipeOptions,
+    chain_options,
     changed_recipe,
     device_option,
     faults_option,
@@ -134,3 +136,87 @@ def diagnose(asked: RecipeOptions, metrics: bool, rank: int, examples: int, form
     files = [*write_diagnosis(diagnosis, place), *linked_card(asked, place)]
     text = table_and(files, diagnosis.table(form), form)
     return Answer(json.loads(diagnosis.to_json()), text, exit_code=ERROR if diagnosis.suspects else 0)
+
+
+@verb
+@recipe_options
+@chain_options
+@format_option
+def blindspots(asked: RecipeOptions, how: ChainOptions, form: Format) -> Answer:
+    """Find what samples of RECIPE's models never solve.
+
+    As many greedy chains, with the residual stream overwritten, try the same
+    items, and as many fresh samples. Writes blind_spots.json and the card.
+
+    \b
+    Example:
+      hub-magmax blindspots questions.yaml --layer 0.75
+    """
+    from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, read_merged
+    from hub_magmax.evaluation.blind_spot_measuring import blindspots as do_blindspots
+    from hub_magmax.evaluation.blind_spots import BLIND_SPOTS_NAME, write_blind_spots
+    from hub_magmax.evaluation.chains import ChainProtocol
+    from hub_magmax.recipe.result_files import place_of_results
+
+    beside = checked_beside(asked, [BLIND_SPOTS_NAME])
+    found, locked = read_merged(asked)
+    place = place_of_results(found, locked, beside)
+    place.check([BLIND_SPOTS_NAME])
+    size = found.evaluation.batch_size if found.evaluation else 1
+    protocol = ChainProtocol(**how.given(), seed=found.seed, batch_size=size)
+    spots = do_blindspots(found, locked, found.output_path, protocol=protocol, report=say, progress=progress)
+    files = [write_blind_spots(spots, place.path(BLIND_SPOTS_NAME)), *linked_card(asked, place)]
+    return Answer(spots.to_dict(), table_and(files, spots.table(form), form))
+
+
+@verb
+@click.argument("first")
+@click.argument("second")
+@click.option("--column", help="Column of the data; of a merge, the task.")
+@click.option("--bounds", nargs=2, type=float, help="Ends of the scale of scores that have them, as 0 1.")
+@click.option("--lower", is_flag=True, help="Less is worse, as of margins: compare the lower tails.")
+@click.option("--paired", is_flag=True, help="Line by line, both scored the same examples.")
+@click.option(
+    "--margins", nargs=2, type=float, help="Means, and CVaR at 0.9, this near are equivalent; 0.1 0.2."
+)
+@format_option
+def tails(
+    first: str,
+    second: str,
+    column: str | None,
+    bounds: tuple[float, float] | None,
+    lower: bool,
+    paired: bool,
+    margins: tuple[float, float] | None,
+    form: Format,
+) -> Answer:
+    """Compare how bad the worst examples of two samples are.
+
+    FIRST and SECOND are data with a column of scores, of which more is worse, or
+    folders of merges: then of what each example lost against the task's own
+    checkpoint. Mean and CVaR are always told. A claim about the shape of the
+    tails is refused unless it passes every gate of docs/tails.md.
+
+    \b
+    Example:
+      hub-magmax tails before.csv after.csv --column loss --paired
+    """
+    from hub_magmax.evaluation.tail_gates import ShapeProtocol
+    from hub_magmax.evaluation.tail_samples import check_pairs, read_sample
+    from hub_magmax.evaluation.tail_shape import compare_tails
+
+    one, other = (read_sample(place, column) for place in (first, second))
+    if paired:
+        check_pairs(one, other)
+    ends = bounds or one.bounds or other.bounds
+    if lower:
+        one, other, ends = one.negative, other.negative, ends and (-ends[1], -ends[0])
+    found = compare_tails(
+        one.values.tolist(),
+        other.values.tolist(),
+        names=(one.name, other.name),
+        bounds=ends,
+        paired=paired,
+        protocol=ShapeProtocol(*margins) if margins else None,
+    )
+    return Answer(found.to_dict(), found.table(form))

@@ -1,10 +1,10 @@
-"""Verb that trains the checkpoints of a recipe's tasks."""
+"""Verbs that train the checkpoints of a recipe's tasks, once or in rounds: finetune, alternate."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hub_magmax.cli.options import RecipeOptions, changed_recipe, from_cache_option
+from hub_magmax.cli.options import RecipeOptions, changed_recipe, faults_option, from_cache_option
 from hub_magmax.cli.terminal import Answer, progress, say, verb, wrote
 
 if TYPE_CHECKING:
@@ -62,3 +62,38 @@ def _losses(one: Trained) -> str:
         return told
     best = one.held_out["best_step"]
     return f"{told}; {dict(one.held_out['loss'])[best]:.4g} held out, after step {best:,}"
+
+
+@verb
+@changed_recipe
+@from_cache_option
+@faults_option
+def alternate(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
+    """Train RECIPE's tasks and merge them, round after round.
+
+    `training.alternate` of RECIPE says how many rounds, and how far each goes. The model of the last one is
+    scored and published as `run` does; an interrupted command goes on where it stopped. Exits with 3 if it
+    regressed on a guard.
+
+    \b
+    Examples:
+      hub-magmax alternate recipe.yaml
+      hub-magmax alternate recipe.yaml --set training.alternate.rounds=2
+    """
+    from hub_magmax.cli.merging import answer_of_run
+    from hub_magmax.cli.recipe_and_lock import read_recipe
+    from hub_magmax.processes import find_processes
+    from hub_magmax.training.alternating import alternate as do_alternate
+
+    found, processes = read_recipe(asked), find_processes(say)
+    made = do_alternate(found, processes=processes, report=say, progress=progress, in_spite_of=in_spite_of)
+    if not processes.is_first:
+        return Answer({}, "")
+    answer = answer_of_run(made.run)
+    width = max(len(one.model) for one in made.rounds)
+    lines = [
+        f"round {one.number}  {one.model:<{width}}  {'made' if one.is_new else 'was there'}"
+        for one in made.rounds
+    ]
+    values = {"rounds": [one.to_dict() for one in made.rounds], **answer.values}
+    return Answer(values, "\n".join([*lines, answer.text]), exit_code=answer.exit_code)
