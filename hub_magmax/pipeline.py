@@ -117,7 +117,7 @@ def run(
         LockError: If local data of the evaluation is no longer what was locked; for a finished merge, what
             its own lock says.
     """
-    from hub_magmax.merging.unfinished import plan_unfinished  # loads torch
+    from hub_magmax.merging.execution import plan_unfinished  # loads torch
 
     recipe = as_recipe(recipe)
     processes, cache = processes or find_processes(report), SourceCache()

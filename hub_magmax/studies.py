@@ -259,8 +259,8 @@ def run_together(
         locks: Locks of sites, by name. Others are made, with the checkpoints that the first one pins.
         destinations: Where models of sites go on the Hub.
     """
+    from hub_magmax.merging.execution import plan_unfinished
     from hub_magmax.merging.sites import merge_sites  # loads torch
-    from hub_magmax.merging.unfinished import plan_unfinished
 
     cache, done = SourceCache(), dict[str, Run | HubMagmaxError]()
     begun, finished = dict[str, Begun](), set[str]()

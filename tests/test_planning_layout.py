@@ -11,7 +11,7 @@ from torch import Tensor
 from hub_magmax.checkpoints.source import MemorySource
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.files import digest
-from hub_magmax.merging.output.header import shard_header
+from hub_magmax.merging.output.shard import shard_header
 from hub_magmax.methods import merge_method
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.headers import plan_from_headers

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hub_magmax.checkpoints.locations import locate
 from hub_magmax.errors import PublishError, RecipeError
 from hub_magmax.publishing.commits import Destination
-from hub_magmax.recipe.hub_names import repository_problem, revision_problem
 from hub_magmax.recipe.loading import parse_recipe
+from hub_magmax.recipe.model_names import repository_problem, revision_problem
 from tests.families import recipe_values
 
 

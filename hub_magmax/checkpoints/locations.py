@@ -20,9 +20,15 @@ from urllib.parse import unquote, urlsplit
 
 from hub_magmax.checkpoints.listing import is_weights, split_part, variant_of
 from hub_magmax.errors import RecipeError, SourceError
-from hub_magmax.recipe.hub_names import repository_problem, revision_problem
 from hub_magmax.recipe.lockfile import LockedSource
-from hub_magmax.recipe.model_names import expanded, is_folder, parse_model_name, way_to_folder
+from hub_magmax.recipe.model_names import (
+    expanded,
+    is_folder,
+    parse_model_name,
+    repository_problem,
+    revision_problem,
+    way_to_folder,
+)
 from hub_magmax.registry import LOCATIONS
 from hub_magmax.text import shown
 

@@ -151,7 +151,7 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
     from hub_magmax.checkpoints.source_cache import SourceCache
     from hub_magmax.cli.recipe_and_lock import lock_journal, read_asked
     from hub_magmax.merging.execution import merge as do_merge
-    from hub_magmax.merging.unfinished import plan_unfinished
+    from hub_magmax.merging.execution import plan_unfinished
     from hub_magmax.pipeline import lock
     from hub_magmax.processes import find_processes
     from hub_magmax.publishing.preflight import check_room

@@ -30,9 +30,8 @@ from hub_magmax.merging.correcting import CorrectedWriter, correction_of
 from hub_magmax.merging.making import FileInMaking, Steps, Unit, make_in_turn, starting_order
 from hub_magmax.merging.one_pass import OnePassMerge
 from hub_magmax.merging.output.folder import PartialFolder
-from hub_magmax.merging.output.header import shard_header
 from hub_magmax.merging.output.report import ShardRecord
-from hub_magmax.merging.output.shard import ShardFile
+from hub_magmax.merging.output.shard import ShardFile, shard_header
 from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
 from hub_magmax.merging.profile import Clock, Progress
 from hub_magmax.merging.survey import ModelRules, survey_all

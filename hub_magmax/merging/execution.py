@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
@@ -32,10 +32,14 @@ from hub_magmax.merging.selections.engines import engine_of
 from hub_magmax.merging.workers import Workers
 from hub_magmax.planning.budget import budget_of, threads_of
 from hub_magmax.planning.findings.finding import refuse_faults
+from hub_magmax.planning.findings.look import with_findings
+from hub_magmax.planning.headers import plan_from_headers
 from hub_magmax.planning.plan import Plan, Shard
 from hub_magmax.planning.process_memory import takes_torch
 from hub_magmax.processes import Processes, find_processes
 from hub_magmax.recipe.arguments import check_named, checked
+from hub_magmax.recipe.lockfile import Lock
+from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import number_of
 
 LOG = logging.getLogger(__name__)
@@ -289,3 +293,22 @@ def share(shards: tuple[Shard, ...], processes: Processes) -> tuple[Shard, ...]:
         if rank == processes.rank:
             mine.add(shard.file)
     return tuple(shard for shard in shards if shard.file in mine)
+
+
+def plan_unfinished(
+    recipe: Recipe, locked: Lock, cache: SourceCache, processes: Processes, in_spite_of: Iterable[str] = ()
+) -> tuple[Plan, bool]:
+    """Return everything that merging will do, and whether the recipe's folder holds it, complete.
+
+    What is finished has passed its faults, and gets no findings.
+
+    Args:
+        recipe, locked: What to merge.
+        cache: Checkpoints that are open already.
+        processes: Of which the first decides.
+        in_spite_of: Names of faults that are accepted.
+    """
+    made = plan_from_headers(recipe, locked, cache=cache)
+    if processes.first_decides(lambda: is_finished(made)):
+        return replace(made, in_spite_of=tuple(in_spite_of)), True
+    return with_findings(made, cache, in_spite_of), False

@@ -15,7 +15,7 @@ from hub_magmax.errors import PublishError
 from hub_magmax.hub import NOT_FROM_CACHE, hub_api, is_passing, is_token_empty, retry, token_in_use
 from hub_magmax.merging.output.report import ShardRecord
 from hub_magmax.publishing.authorship import signed_text
-from hub_magmax.recipe.hub_names import repository_problem, revision_problem
+from hub_magmax.recipe.model_names import repository_problem, revision_problem
 
 #: Part of the Hub's answer about a large file that was uploaded and has been removed.
 _COLLECTED = "LFS pointer"

@@ -27,7 +27,6 @@ from hub_magmax.recipe.model_checks import (
     own_base_problems,
 )
 from hub_magmax.recipe.model_names import parse_model_name
-from hub_magmax.recipe.named import EvaluatorChoice, Named
 from hub_magmax.recipe.output_checks import (
     adapter_problems,
     correction_problems,
@@ -48,7 +47,7 @@ from hub_magmax.recipe.schema import MAX_TRIED, Method, Recipe, Sweep
 from hub_magmax.recipe.statistics_checks import statistics_problems
 from hub_magmax.recipe.tokenizer import tokenizer_problems
 from hub_magmax.recipe.training_checks import alternation_problems, training_problems
-from hub_magmax.recipe.values import AUTO
+from hub_magmax.recipe.values import AUTO, EvaluatorChoice, Named
 from hub_magmax.registry import EVALUATORS, METHODS, Registry
 from hub_magmax.text import holds_control, holds_token, nearest, shown
 

@@ -7,8 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from hub_magmax.files import digest
-from hub_magmax.recipe.named import EvaluatorChoice
-from hub_magmax.recipe.values import GPTQ, Data, Number, Quantized, Spec, TaskData
+from hub_magmax.recipe.values import GPTQ, Data, EvaluatorChoice, Number, Quantized, Spec, TaskData
 
 
 class Evaluation(Spec):

@@ -23,7 +23,6 @@ from hub_magmax.recipe.examples import Evaluation, Routing, Statistics
 from hub_magmax.recipe.layers import LayerSlice
 from hub_magmax.recipe.lockfile import own_base_name
 from hub_magmax.recipe.model_names import expanded
-from hub_magmax.recipe.named import Named
 from hub_magmax.recipe.norms import Norms
 from hub_magmax.recipe.preferences import Preference
 from hub_magmax.recipe.tensor_rules import TensorRule
@@ -37,6 +36,7 @@ from hub_magmax.recipe.values import (
     DatasetId,
     DeviceName,
     Language,
+    Named,
     Number,
     Place,
     Positive,

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from hub_magmax.recipe.named import EvaluatorChoice
 from hub_magmax.recipe.values import (
     MAX_PLACE_LENGTH,
     MAX_TASKS,
     Bits,
     Data,
+    EvaluatorChoice,
     Number,
     Positive,
     Share,

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from hub_magmax.errors import Problem
 from hub_magmax.recipe.evaluation_checks import unread_prompts
-from hub_magmax.recipe.named import EvaluatorChoice
 from hub_magmax.recipe.problems import conflict
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.statistics_checks import is_local
 from hub_magmax.recipe.training import MERGE, MOMENTUM
+from hub_magmax.recipe.values import EvaluatorChoice
 from hub_magmax.registry import EVALUATORS
 
 

@@ -1,4 +1,4 @@
-"""Types of a recipe's values: sizes, numbers, names, places, data sets."""
+"""Types of a recipe's values: sizes, numbers, names, places, data sets, registered things."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from hub_magmax.kernels.backend import DEVICES
-from hub_magmax.recipe.hub_names import repository_problem, revision_problem
-from hub_magmax.recipe.model_names import is_there, relative_path
+from hub_magmax.recipe.model_names import is_there, relative_path, repository_problem, revision_problem
 from hub_magmax.recipe.templates import checked_template
 
 #: Most tasks, and most entries that there is one of per task.
@@ -285,3 +284,27 @@ TaskWeights = Annotated[dict[TaskName, Annotated[Number, Field(ge=0)]], Field(ma
 def num_bits(kind: str) -> int:
     """Return the number in the name of whole numbers, 3 of `int3` and of `int3-gptq`."""
     return int(kind.removeprefix("int").removesuffix(GPTQ))
+
+
+class Named(Spec):
+    """Something registered under a name, and its options; a bare name has none."""
+
+    # Options depend on the name: they are checked against what is registered, not by this class.
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class EvaluatorChoice(Named):
+    """A registered evaluator and its options."""
+
+    name: str = "image-classification"

@@ -129,8 +129,10 @@ class _Work:
 
     def merge(self, recipe: Recipe) -> None:
         """Merge into the recipe's folder, unless that is done; nothing is scored."""
-        from hub_magmax.merging.execution import merge  # loads torch
-        from hub_magmax.merging.unfinished import plan_unfinished
+        from hub_magmax.merging.execution import (
+            merge,  # loads torch
+            plan_unfinished,
+        )
 
         cache = SourceCache()
         locked = self.processes.first_decides(

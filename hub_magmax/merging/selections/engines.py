@@ -19,9 +19,8 @@ from hub_magmax.kernels.ops import CHOSEN, Inputs
 from hub_magmax.merging.combine import merged_chunks
 from hub_magmax.merging.engine import Engine
 from hub_magmax.merging.making import FileInMaking, Steps, starting_order
-from hub_magmax.merging.output.header import metadata_of
 from hub_magmax.merging.output.report import ShardRecord
-from hub_magmax.merging.output.shard import ShardFile
+from hub_magmax.merging.output.shard import ShardFile, metadata_of
 from hub_magmax.merging.output.tensor import Tally, TensorWriter, record_of
 from hub_magmax.merging.selections.coding import MAX_TASKS
 from hub_magmax.merging.selections.files import (
