@@ -9,16 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
+from hub_magmax.kernels.lazy_imports import Tensor, np
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import own_base_name
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 
 def with_own_bases(sources: Mapping[str, TensorSource]) -> dict[str, TensorSource]:

@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex
 from hub_magmax.checkpoints.own_bases import wide
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
+from hub_magmax.kernels.lazy_imports import Tensor, np
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.methods.factors import Factors
 from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.recipe.norms import Lengths
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 
 def read_by_merges(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from threading import local
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,11 +15,9 @@ from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.listing import Listing
 from hub_magmax.checkpoints.weight_files import read_index
 from hub_magmax.errors import CheckpointError
+from hub_magmax.kernels.lazy_imports import Tensor
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.methods.factors import Factors
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class TensorFile(NamedTuple):

@@ -10,17 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
+from hub_magmax.kernels.lazy_imports import Tensor, np
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.blocks import block_of
 from hub_magmax.recipe.lockfile import LockedSlice, own_base_name
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 #: By stack, the number of its own block for each block of the output that a source counts in.
 Blocks = Mapping[str, Mapping[int, int]]

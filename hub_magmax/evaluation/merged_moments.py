@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_magmax.evaluation.collecting import FileNames, Moments, Statistics, linear_layers
-from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.methods.data_statistics import TensorStatistics
 from hub_magmax.methods.inputs import least_squares
 from hub_magmax.methods.matrices import matrices_in
 from hub_magmax.recipe.blocks import block_of
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

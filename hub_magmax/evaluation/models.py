@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.adapters.adapter import AdapterSource, with_adapters
 from hub_magmax.checkpoints.locations import ModelPlace, location_of
@@ -19,12 +18,10 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import Evaluator
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, MisnamedError, load_model
 from hub_magmax.evaluation.scores import MERGED
+from hub_magmax.kernels.lazy_imports import Tensor
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import Report, listed
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Without this file a folder's tokenizer is not known to be of any class.
 _TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.data_statistics import AGAIN, KIND, facts_of
 from hub_magmax.checkpoints.locations import locate
@@ -13,14 +12,12 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import CheckpointError, LockError
 from hub_magmax.evaluation.statistics_making import Making
 from hub_magmax.evaluation.statistics_origins import CHECKPOINT, DATA, MERGE, Origins
+from hub_magmax.kernels.lazy_imports import Tensor
 from hub_magmax.methods.data_statistics import StatisticsKind
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.statistics_checks import files_of, is_local, statistics_kinds
 from hub_magmax.text import Report
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def locked_statistics(

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.data_statistics import KIND
@@ -35,16 +35,13 @@ from hub_magmax.evaluation.statistics_origins import CHECKPOINT, DATA, MERGE, Or
 from hub_magmax.evaluation.statistics_sizes import tell_sizes
 from hub_magmax.evaluation.statistics_writing import sha256_of, write_statistics
 from hub_magmax.files import canonical_json, from_here
-from hub_magmax.kernels.lazy_imports import one_thread
+from hub_magmax.kernels.lazy_imports import Tensor, one_thread
 from hub_magmax.methods.data_statistics import OF_THE_MERGE, REPRESENTATION, StatisticsKind
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.model_names import expanded
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.statistics_checks import is_local
 from hub_magmax.text import Report, step
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_magmax.files import os_errors
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hub_magmax.kernels.lazy_imports import Tensor
 
 #: Dtypes of statistics, as safetensors calls them, by the bytes of an element.
 _DTYPES = {4: "F32", 8: "F64"}

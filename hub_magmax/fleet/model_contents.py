@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME, ROUTER_NAME, ROUTER_WEIGHTS_NAME
 from hub_magmax.checkpoints.needed_files import needed_files
@@ -17,14 +17,11 @@ from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
 from hub_magmax.evaluation.software import software_used
 from hub_magmax.files import digest
-from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.recipe.lockfile import LOCK_NAME, LockedSource
 from hub_magmax.recipe.matching import pinned_by_headers
 from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.text import publishable, step
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Beginning of a digest of headers, in place of `sha256:`.
 HEADER = "header:"

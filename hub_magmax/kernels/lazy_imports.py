@@ -13,17 +13,18 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Array", "Rows", "inference", "is_imported", "np", "num_threads", "one_thread", "torch"]
+__all__ = ["Array", "Rows", "Tensor", "inference", "is_imported", "np", "num_threads", "one_thread", "torch"]
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from jaxtyping import Float32
+    from torch import Tensor
 
     #: Arrays that compiled loops and torch take alike.
-    Array = torch.Tensor | np.ndarray
+    Array = Tensor | np.ndarray
 else:
-    Array = Any
+    Array = Tensor = Any
 
     class _Lazily:
         def __init__(self, module: str) -> None:

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.data_statistics import open_statistics
 from hub_magmax.checkpoints.scaled import read_by_merges
@@ -18,7 +17,7 @@ from hub_magmax.files import os_errors
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES, Scratch
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.dtypes import ITEM_BYTES
-from hub_magmax.kernels.lazy_imports import inference
+from hub_magmax.kernels.lazy_imports import Tensor, inference
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.stored import Stored, bits_dtype
 from hub_magmax.merging.adapters import SolvedLayer, factor_values, solved_together
@@ -43,9 +42,6 @@ from hub_magmax.planning.budget import HELD_CHUNKS, OPEN_CHUNKS, gives_elements
 from hub_magmax.planning.plan import FactorJob, Plan, Shard, SolvedJob, TensorJob
 from hub_magmax.planning.statistics import shares_of
 from hub_magmax.recipe.merge_values import MergeValues
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Engine:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_magmax.checkpoints.data_statistics import open_statistics
 from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.evaluation.statistics_files import locked_statistics
+from hub_magmax.kernels.lazy_imports import Tensor
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.methods.data_statistics import REPRESENTATION
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.text import Report
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def locked_correction(

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float, Float64
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.dtypes import rounded_once
-from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.methods.spectra import divided
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SOURCE = "arXiv:2511.10943"
 

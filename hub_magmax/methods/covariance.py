@@ -5,17 +5,15 @@ what a layer was trained on spans the rows of its task vector, and `Gₜ = τₜ
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.methods.data_statistics import TensorStatistics
 from hub_magmax.methods.inputs import least_squares
 from hub_magmax.methods.matrices import decomposition_bytes, relative
 from hub_magmax.methods.registry import Paper, matrix_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _WUDI = Paper(
     "2503.08099",
@@ -74,8 +72,6 @@ def wudi(
     sum of the task vectors times v_t. `share` of the directions count, or as many as they are in effect:
     SWUDI and its adaptive form (arXiv:2606.07289). All preference on one task returns its vector.
     """
-    import torch
-
     from hub_magmax.methods.inputs import input_directions, products_with_inputs
     from hub_magmax.methods.selection.quotas import floored_shares
     from hub_magmax.methods.spectra import weighted_sum

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jaxtyping import Float32, Float64
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.kernels.lazy_imports import torch
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
+from hub_magmax.kernels.lazy_imports import Tensor, np, torch
 
 #: `gram`: mean of x xᵀ over the inputs x of a linear layer. `merged_gram`: the same behind merged blocks.
 #: `fisher`: mean square of the gradient of the log-likelihood, for every element of a tensor.

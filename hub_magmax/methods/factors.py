@@ -9,14 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import Float32, Float64
 
-from hub_magmax.kernels.lazy_imports import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 
 
 class Factors(NamedTuple):

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from jaxtyping import Float32, Float64
 
 from hub_magmax.errors import RecipeError
-from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.methods.data_statistics import TensorStatistics
 from hub_magmax.methods.spectra import ABSENT, directions, divided
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def input_directions(

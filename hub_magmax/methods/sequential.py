@@ -1,14 +1,12 @@
 """Methods that merge whole matrices task after task."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
+from hub_magmax.kernels.lazy_imports import Tensor
 from hub_magmax.methods.matrices import held_with
 from hub_magmax.methods.registry import Paper, matrix_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _OPCM = Paper(
     "2501.09522",

@@ -1,14 +1,12 @@
 """Methods that merge the singular directions of whole matrices."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.methods.matrices import held_with, relative
 from hub_magmax.methods.registry import Paper, matrix_method
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _TSV = Paper(
     "2412.00081",
@@ -39,8 +37,6 @@ def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple[i
     al. 2024): r/T directions of each task, as they are. All preference on one task returns its vector. A
     matrix with fewer directions than tasks is averaged.
     """
-    import torch
-
     from hub_magmax.methods.selection.quotas import floored_shares
     from hub_magmax.methods.spectra import Directions, directions, nearest_orthonormal, weighted_sum
 

@@ -11,20 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_magmax.checkpoints.adapters.config import config_of, parse_config
 from hub_magmax.checkpoints.adapters.layout import Product, adapter_layout, damaged
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo, is_adapter
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
-from hub_magmax.kernels.lazy_imports import np, torch
+from hub_magmax.kernels.lazy_imports import Tensor, np, torch
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.methods.factors import Factors
 from hub_magmax.recipe.lockfile import own_base_name
 from hub_magmax.text import shown
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Elements of a product that are in memory at a time.
 BLOCK_ELEMENTS = 2**21

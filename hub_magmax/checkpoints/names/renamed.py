@@ -6,17 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.names.joined_tensors import Joining, Place, joining_of, part_of, whole_of
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.renaming import LockedJoint, Renaming, collapsed, filled
-
-if TYPE_CHECKING:
-    import numpy as np
 
 #: A tensor of a pattern, and the numbers in its name.
 _Instance = tuple[TensorInfo, tuple[str, ...]]

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,13 +24,10 @@ from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex, Tens
 from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, Key, OutputRows, RowChoice, Vocabulary
 from hub_magmax.checkpoints.source import ComputedRows, TensorSource
 from hub_magmax.errors import CheckpointError, MismatchError, RecipeError
-from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.tokenizer import MEAN
 from hub_magmax.text import shown
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Where a row is read that is in none of the sources, whose numbers are from 0 on: the mean over all that
 #: have it by share, zeros, the mean of all rows, or the plain mean over the tasks that have it.

@@ -12,18 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from hub_magmax.checkpoints.index import CheckpointIndex, TensorInfo
 from hub_magmax.checkpoints.source import DerivedSource, TensorFile, TensorSource
+from hub_magmax.kernels.lazy_imports import Tensor, np
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tensor_rules import rule_for
-
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
 
 
 @dataclass(frozen=True)

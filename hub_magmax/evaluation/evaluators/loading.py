@@ -8,16 +8,14 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.checkpoints.side_files import is_tokenizer_file
 from hub_magmax.checkpoints.storage.hub_copy import copied_from_hub
 from hub_magmax.errors import EvaluationError, HubMagmaxError
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.text import listed, step
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class MisnamedError(EvaluationError):
@@ -211,8 +209,6 @@ def _refuse_other_shapes(found: Mapping[str, Any], name: str) -> None:
 
 def _placed(network: Any, device_map: str | None) -> Any:
     """Return the network in evaluation mode, on this process's device unless it is spread over several."""
-    import torch
-
     if device_map is not None:
         return network.eval()
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
@@ -18,12 +18,9 @@ from hub_magmax.evaluation.models import Loading
 from hub_magmax.evaluation.scores import MERGED, Scores
 from hub_magmax.evaluation.scoring import Prepared, score
 from hub_magmax.fleet.decision_inputs import digest_of
-from hub_magmax.kernels.lazy_imports import torch
+from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.recipe.arguments import opened
 from hub_magmax.text import ProgressBar, Report, step
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 #: Evaluators whose models a router can choose between.
 CLASSIFIERS = (ImageClassification, TextClassification)

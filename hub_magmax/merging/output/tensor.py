@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.output.report import LostPart, ShardRecord
 from hub_magmax.merging.output.shard import ShardFile
-from hub_magmax.merging.profile import Clock
+from hub_magmax.merging.profile import Clock, Progress
 from hub_magmax.methods import Rule
-
-if TYPE_CHECKING:
-    import numpy as np
-
-from hub_magmax.merging.profile import Progress
 
 
 class TensorWriter:
