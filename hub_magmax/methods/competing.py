@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 from pydantic import Field
 
 from hub_magmax.kernels.lazy_imports import np
+from hub_magmax.kernels.ops import BALANCED, SELECTED_TIES
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 from hub_magmax.methods.sparse import Densities, Density, NewRounding, Scope, share_of, trimmed_ranks
@@ -48,8 +49,6 @@ def sce(
     its vector: it differs from no other. Where the sums of the tasks, divided by the number of elements, add
     up to less than `floor`, the preference alone weighs the average; mergekit's floor is 1e-6.
     """
-    from hub_magmax.kernels.ops import SELECTED_TIES
-
     active = np.flatnonzero(preference)
     spread, least = _selection(chunks, active, density if len(active) > 1 else 1.0, rounding)
     energies = square_sums(chunks, spread, least)
@@ -83,7 +82,6 @@ def pcb(
     of these, and weigh the average. The preference multiplies the scores, and the task vectors in the sum;
     uniform preference and the scope `model` give PCB-Merging as published (Du et al. 2024).
     """
-    from hub_magmax.kernels.ops import BALANCED
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
     size, active = chunks.num_elements, np.count_nonzero(preference)

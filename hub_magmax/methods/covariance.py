@@ -11,9 +11,10 @@ from pydantic import Field
 
 from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.methods.data_statistics import TensorStatistics
-from hub_magmax.methods.inputs import least_squares
+from hub_magmax.methods.inputs import input_directions, least_squares, products_with_inputs
 from hub_magmax.methods.matrices import decomposition_bytes, relative
 from hub_magmax.methods.registry import Paper, matrix_method
+from hub_magmax.methods.spectra import weighted_sum
 
 _WUDI = Paper(
     "2503.08099",
@@ -72,9 +73,7 @@ def wudi(
     sum of the task vectors times v_t. `share` of the directions count, or as many as they are in effect:
     SWUDI and its adaptive form (arXiv:2606.07289). All preference on one task returns its vector.
     """
-    from hub_magmax.methods.inputs import input_directions, products_with_inputs
     from hub_magmax.methods.selection.quotas import floored_shares
-    from hub_magmax.methods.spectra import weighted_sum
 
     if len(task_vectors) == 1:
         return task_vectors[0]
@@ -109,8 +108,6 @@ def actmat(
     largest eigenvalue of the sum as ε. Uniform preference is ACTMat (Hameed et al. 2026), which inverts
     without ε what float32 resolves. All preference on one task returns its vector.
     """
-    from hub_magmax.methods.inputs import input_directions, products_with_inputs
-
     if len(task_vectors) == 1:
         return task_vectors[0]
     right, squares = input_directions(task_vectors, preference)

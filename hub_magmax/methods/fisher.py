@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from hub_magmax.kernels.lazy_imports import np
+from hub_magmax.kernels.ops import AFFINE_SUM_OF_EACH
 from hub_magmax.methods.data_statistics import TensorStatistics
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
@@ -37,8 +38,6 @@ def fisher(
     Uniform preference is Fisher merging (Matena & Raffel 2022), whose code divides by the norm too, and
     applies its floor to one model only. All preference on one task returns its vector.
     """
-    from hub_magmax.kernels.ops import AFFINE_SUM_OF_EACH
-
     weighed = [(task, weight) for task, weight in enumerate(preference) if weight]
 
     def shares(start: int, count: int) -> tuple["Array", ...]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from hub_magmax.kernels.ops import AGREEING_SUM
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule, affine_rule
 
@@ -75,8 +76,6 @@ def agreement(
     by how much, is in docs/experiments.md.
     """
     import numpy as np
-
-    from hub_magmax.kernels.ops import AGREEING_SUM
 
     flat = [weight**flattening if weight > 0 else 0.0 for weight in preference]
     weights = np.array([weight / math.fsum(flat) for weight in flat], np.float32)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.kernels.ops import CHOSEN, LARGEST
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule, chosen_rule
 
@@ -37,7 +38,6 @@ def magmax(chunks: "Chunks") -> Rule:
 
     Equal magnitudes go to the later task.
     """
-    from hub_magmax.kernels.ops import LARGEST
     from hub_magmax.methods.chunks import check_task_count
 
     check_task_count(chunks.num_tasks, limit=255)
@@ -99,7 +99,6 @@ def random_mix(chunks: "Chunks", *, preference: tuple[float, ...], generator: "C
 
     Uniform preference gives every task the same chance. A weight of zero never wins.
     """
-    from hub_magmax.kernels.ops import CHOSEN
     from hub_magmax.methods import draws
 
     def draw(start: int, count: int) -> "tuple[np.ndarray]":
@@ -138,7 +137,5 @@ def last_task(chunks: "Chunks") -> Rule:
 def always(task: int) -> Rule:
     """Return the rule that takes every element of one task, counted from zero."""
     import numpy as np
-
-    from hub_magmax.kernels.ops import CHOSEN
 
     return Rule(CHOSEN, per_element=lambda start, count: (np.full(count, task, np.uint8),))

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from hub_magmax.errors import HubMagmaxError, RecipeError
 from hub_magmax.kernels.lazy_imports import np, torch
+from hub_magmax.kernels.ops import OPS, Op
 from hub_magmax.methods.rules import Rule, precomputed_rule
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hub_magmax.kernels.lazy_imports import Array, Rows
-    from hub_magmax.kernels.ops import Op
     from hub_magmax.methods.chunks import Chunks
 
 #: Errors of the machine, which are no fault of a method.
@@ -102,8 +102,6 @@ def plugin_rule(
 
 
 def _own_op(function: Callable[..., Any], options: Mapping[str, Any], *, takes_base: bool) -> Op:
-    from hub_magmax.kernels.ops import Op
-
     if takes_base:
         return Op(lambda base, rows: function(_stacked(rows), base=base, **options), takes_base=True)
     return Op(lambda rows: function(_stacked(rows), **options))
@@ -178,8 +176,6 @@ def _checked_winners(found: Tensor, num_tasks: int, where: str) -> Tensor:
 
 def _checked_rule(rule: Any, num_tasks: int, where: str) -> Rule:
     """Return a plug-in's rule that checks its numbers and, where it is its own, what the operation gives."""
-    from hub_magmax.kernels.ops import OPS, Op
-
     if not isinstance(rule, Rule) or not isinstance(rule.op, Op):
         told = f"a Rule whose op is a {type(rule.op).__name__}" if isinstance(rule, Rule) else f"{rule!r:.80}"
         raise refusal(told, where, "a Rule with an Op")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from hub_magmax.kernels.lazy_imports import np
+from hub_magmax.kernels.ops import SCALED, SCALED_TIES, SCALED_TIES_SUM, Op
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 from hub_magmax.methods.sparse import Densities, NewConsensus
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float64
 
     from hub_magmax.kernels.chunk import RawChunk
-    from hub_magmax.kernels.ops import Op
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.chunks import Chunks
 
@@ -58,8 +58,6 @@ def della(
     mergekit's, all that a task keeps is multiplied by one number, so that the sum of the tensor's magnitudes
     stays what it was.
     """
-    from hub_magmax.kernels.ops import SCALED_TIES, SCALED_TIES_SUM
-
     rows = _Rows(chunks, shape, density, epsilon, rescale, generator)
     weights = rows.multiplied(multipliers)
     if consensus == "sum":
@@ -83,8 +81,6 @@ def della_linear(
     Elements are kept as by `della`. On average over seeds this is `task_arithmetic` with the same preference,
     which a density of 1 gives bit for bit. Uniform preference multiplies every vector by one.
     """
-    from hub_magmax.kernels.ops import SCALED
-
     rows = _Rows(chunks, shape, density, epsilon, rescale, generator)
     return rows.rule(SCALED, rows.multiplied(multipliers))
 

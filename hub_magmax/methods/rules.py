@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hub_magmax.kernels.lazy_imports import np
+from hub_magmax.kernels.ops import AFFINE_SUM, CHOSEN, PRECOMPUTED, WEIGHTED_SUM, Inputs, Op
 
 if TYPE_CHECKING:
     from hub_magmax.kernels.chunk import RawChunk
     from hub_magmax.kernels.lazy_imports import Array
-    from hub_magmax.kernels.ops import Inputs, Op
 
 
 def _nothing(start: int, count: int) -> tuple[Array, ...]:
@@ -46,23 +46,17 @@ class Rule:
 
     def of_chunk(self, start: int, chunk: RawChunk) -> Inputs:
         """Return all numbers that `op` takes for a chunk from an element on."""
-        from hub_magmax.kernels.ops import Inputs
-
         if self.per_chunk is None:
             return self.inputs(start, chunk.num_elements)
         return Inputs(self.per_chunk(start, chunk), self.per_task)
 
     def inputs(self, start: int, count: int) -> Inputs:
         """Return all numbers that `op` takes for some elements."""
-        from hub_magmax.kernels.ops import Inputs
-
         return Inputs(self.per_element(start, count), self.per_task)
 
 
 def weighted_rule(weights: tuple[float, ...]) -> Rule:
     """Return the rule that adds the task vectors, each multiplied by its weight."""
-    from hub_magmax.kernels.ops import WEIGHTED_SUM
-
     return Rule(WEIGHTED_SUM, per_task=(np.array(weights, np.float32),))
 
 
@@ -72,20 +66,14 @@ def affine_rule(weights: Sequence[float] | Array) -> Rule:
     Args:
         weights: "1+tasks", the base model's first: what the merged task vector has of its values.
     """
-    from hub_magmax.kernels.ops import AFFINE_SUM
-
     return Rule(AFFINE_SUM, per_task=(np.array(weights, np.float32),))
 
 
 def precomputed_rule(found: Array) -> Rule:
     """Return a rule whose merged values are known: float32, one per element of the tensor."""
-    from hub_magmax.kernels.ops import PRECOMPUTED
-
     return Rule(PRECOMPUTED, per_element=lambda start, count: (found[start : start + count],))
 
 
 def chosen_rule(owner: Array, num_unaligned: tuple[int, ...] = (), duality_gap: float | None = None) -> Rule:
     """Return a rule whose winners are known: uint8, one per element of the tensor; the facts are `Rule`'s."""
-    from hub_magmax.kernels.ops import CHOSEN
-
     return Rule(CHOSEN, lambda start, count: (owner[start : start + count],), (), num_unaligned, duality_gap)

@@ -7,6 +7,7 @@ from pydantic import Field
 from hub_magmax.kernels.lazy_imports import Tensor
 from hub_magmax.methods.matrices import held_with
 from hub_magmax.methods.registry import Paper, matrix_method
+from hub_magmax.methods.spectra import directions
 
 _OPCM = Paper(
     "2501.09522",
@@ -33,8 +34,6 @@ def opcm(
     the vectors. Uniform preference is OPCM (Tang et al. 2025), which scales once for the whole model. All
     preference on one task returns its vector.
     """
-    from hub_magmax.methods.spectra import directions
-
     if len(task_vectors) == 1 and multipliers[0] > 0:
         return task_vectors[0]
     total, norms = multipliers[0] * task_vectors[0].double(), float(task_vectors[0].double().norm())

@@ -7,6 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from hub_magmax.kernels.lazy_imports import np
+from hub_magmax.kernels.ops import (
+    BAND,
+    BAND_TIES,
+    BAND_TIES_SUM,
+    DROPPED,
+    DROPPED_TIES,
+    DROPPED_TIES_SUM,
+    TIES,
+    TIES_SUM,
+    Op,
+)
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 from hub_magmax.options import AddedLater, PerTask
@@ -16,7 +27,6 @@ if TYPE_CHECKING:
 
     from jaxtyping import Int64
 
-    from hub_magmax.kernels.ops import Op
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.chunks import Chunks
 
@@ -76,7 +86,6 @@ def ties(
     2023). With the consensus `sum` the task vectors are multiplied as by `task_arithmetic`, and what has the
     elected sign then is added.
     """
-    from hub_magmax.kernels.ops import TIES, TIES_SUM
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
     ranks = trimmed_ranks(chunks.num_elements, density, rounding)
@@ -106,8 +115,6 @@ def dare(
     with task arithmetic as published (Yu et al. 2023); the default is the drop rate of 0.2 of their
     released code.
     """
-    from hub_magmax.kernels.ops import DROPPED
-
     draw = _draw(chunks, density, generator)
     return Rule(DROPPED, draw, (np.array(_rescaled(multipliers, density), np.float32),))
 
@@ -129,7 +136,6 @@ def dare_ties(
     with a density of 1, bit for bit. With the consensus `sum` the task vectors are multiplied as by `dare`,
     and what has the elected sign then is added.
     """
-    from hub_magmax.kernels.ops import DROPPED_TIES, DROPPED_TIES_SUM
     from hub_magmax.methods import draws
 
     draw, highest = _draw(chunks, density, generator), draws.probability(max(density))
@@ -180,8 +186,6 @@ def breadcrumbs(
     Breadcrumbs as published (Davari and Belilovsky 2023), tensor by tensor; the released code masks each
     row of a matrix by itself. The defaults are where that code begins its search.
     """
-    from hub_magmax.kernels.ops import BAND
-
     return _banded(chunks, BAND, multipliers, _banded_ranks(chunks.num_elements, density, outliers, rounding))
 
 
@@ -211,8 +215,6 @@ def breadcrumbs_ties(
     density of 1 without outliers is `ties` with a density of 1, bit for bit. The combination is mergekit's,
     which adds unless it is told to normalize.
     """
-    from hub_magmax.kernels.ops import BAND_TIES, BAND_TIES_SUM
-
     op, numbers = (BAND_TIES, preference) if consensus == "mean" else (BAND_TIES_SUM, multipliers)
     return _banded(chunks, op, numbers, _banded_ranks(chunks.num_elements, density, outliers, rounding))
 

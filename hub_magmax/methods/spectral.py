@@ -7,6 +7,7 @@ from pydantic import Field
 from hub_magmax.kernels.lazy_imports import Tensor, torch
 from hub_magmax.methods.matrices import held_with, relative
 from hub_magmax.methods.registry import Paper, matrix_method
+from hub_magmax.methods.spectra import Directions, directions, nearest_orthonormal, weighted_sum
 
 _TSV = Paper(
     "2412.00081",
@@ -38,7 +39,6 @@ def tsv(task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple[i
     matrix with fewer directions than tasks is averaged.
     """
     from hub_magmax.methods.selection.quotas import floored_shares
-    from hub_magmax.methods.spectra import Directions, directions, nearest_orthonormal, weighted_sum
 
     num_tasks = len(task_vectors)
     if num_tasks == 1:
@@ -63,8 +63,6 @@ def iso_c(task_vectors: "Tensor", *, preference: tuple[float, ...], sides: tuple
     Each vector counts by its preference as a share of the largest one. Uniform preference is Iso-C as
     published (Marczak et al. 2025). All preference on one task makes its singular values equal.
     """
-    from hub_magmax.methods.spectra import directions, weighted_sum
-
     found = directions(weighted_sum(task_vectors, relative(preference)))
     strength = found.strengths.sum() / min(sides)
     return ((found.left * strength) @ found.right.T).float()
@@ -82,7 +80,6 @@ def iso_cts(
     Iso-CTS as published (Marczak et al. 2025). All preference on one task is `iso_c`.
     """
     from hub_magmax.methods.selection.quotas import floored_shares, quotas
-    from hub_magmax.methods.spectra import directions, nearest_orthonormal, weighted_sum
 
     rank, num_tasks, weights = min(sides), len(task_vectors), relative(preference)
     left_over = rank - floored_shares((common, 1 - common), rank)[0]
@@ -117,7 +114,6 @@ def cart(
     Uniform preference is CART as published (Choi et al. 2024). All preference on one task returns its vector.
     """
     from hub_magmax.methods.selection.quotas import floored_shares
-    from hub_magmax.methods.spectra import directions, weighted_sum
 
     if len(task_vectors) == 1:
         return task_vectors[0]

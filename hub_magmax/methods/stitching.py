@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from hub_magmax.kernels.lazy_imports import np
+from hub_magmax.kernels.ops import CLIPPED, STITCHED
 from hub_magmax.methods.registry import Paper, merge_method, preferred
 from hub_magmax.methods.rules import Rule
 from hub_magmax.methods.sparse import Densities, NewRounding, Scope, trimmed_ranks
@@ -60,7 +61,6 @@ def localize_stitch(
     kept. Uniform preference and the scope `model` give Localize-and-Stitch without data as published (He et
     al. 2024). A preference for one task alone returns its vector, trimmed.
     """
-    from hub_magmax.kernels.ops import STITCHED
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
     ranks = trimmed_ranks(chunks.num_elements, density, rounding)
@@ -129,15 +129,11 @@ def nearswap(chunks: "Chunks", *, preference: tuple[float, ...], limit: Limits =
     `limit`. The preference weights the average. With one task, or a preference for it alone, it is NearSwap
     as its author published it, whose t is `limit`, .0001 by default.
     """
-    from hub_magmax.kernels.ops import CLIPPED
-
     return Rule(CLIPPED, per_task=(np.array(limit, np.float32), np.array(preference, np.float32)))
 
 
 def _changed_rule(epsilon: tuple[float, ...], factors: "np.ndarray", preference: tuple[float, ...]) -> Rule:
     """Return the rule by which magnitudes above `epsilon` are kept."""
-    from hub_magmax.kernels.ops import STITCHED
-
     numbers = _above(epsilon), factors.astype(np.float32), np.array(preference, np.float32)
     return Rule(STITCHED, per_task=numbers)
 

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from hub_magmax.errors import RecipeError
+from hub_magmax.kernels.ops import AFFINE_SUM_OF_EACH
 from hub_magmax.kernels.products import BLOCK, total
 from hub_magmax.methods.geometry import Each, Of
 from hub_magmax.methods.rules import Rule, affine_rule
@@ -74,8 +75,6 @@ class Gram:
         """
         if weights.ndim == 1:
             return affine_rule(weights)
-        from hub_magmax.kernels.ops import AFFINE_SUM_OF_EACH
-
         narrow = weights.astype(np.float32)
         return Rule(AFFINE_SUM_OF_EACH, per_element=partial(self._weights_of, narrow))
 
