@@ -17,8 +17,7 @@ from hub_magmax.methods.matrices import decomposition_bytes, matrices_in
 from hub_magmax.planning import surveys
 from hub_magmax.planning.plan import Plan, SolvedJob, TensorJob
 from hub_magmax.planning.process_memory import beside_bytes, has_parts, runtime_bytes, takes_torch
-from hub_magmax.planning.solving import correction_bytes, solving_bytes
-from hub_magmax.planning.surveys import VECTOR
+from hub_magmax.planning.surveys import VECTOR, correction_bytes, solving_bytes
 from hub_magmax.recipe.merge_values import MergeValues
 from hub_magmax.text import format_bytes
 
