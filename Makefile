@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test check bench cards experiments torture clean
+.PHONY: help quickstart test check bench cards experiments experiments-quick torture clean
 
 help:  ## List the commands
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
 
 $(VENV)/installed-%: pyproject.toml constraints.txt
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
@@ -40,6 +40,11 @@ cards: $(VENV)/installed-test  ## Run every recipe on the digits and store its c
 
 experiments: $(VENV)/installed-test  ## Measure every method on mixtures of digits, in a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.continual
+
+QUICK := average ties magmax last_task agreement tunable_magmax
+
+experiments-quick: $(VENV)/installed-test  ## Six methods on five tasks of the digits, into experiments/results
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.continual --tasks 5 --methods $(QUICK) --output experiments/results
 
 torture: $(VENV)/installed-test  ## Attack merges, headers and recipes, for an hour at most
 	$(BIN)/python -m benchmarks.torture

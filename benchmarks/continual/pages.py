@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,7 @@ def _provenance(families: Results) -> str:
     commits = sorted({commit for family in families for commit in family["commits"]})
     machines = sorted({family["machine"] for family in families})
     targets = [target for family in families for target in family["targets"]]
-    meta, held = (sorted(target[key] for target in targets) for key in ("meta", "held_out"))
+    meta, held = (_range([target[key] for target in targets]) for key in ("meta", "held_out"))
     seeing = f"; transport sees {families[0]['num_train']} training examples over all tasks"
     seen = {
         family["num_tasks"]: family["num_statistics"] for family in families if "num_statistics" in family
@@ -159,7 +159,12 @@ def _provenance(families: Results) -> str:
     of_each = "".join(f", {count} at T = {number}" for number, count in sorted(seen.items()))
     return (
         f"{command_of(families)} Commit {', '.join(commits)}, {'; '.join(machines)}. {_extent(families)}; "
-        f"meta samples of {meta[0]} to {meta[-1]} examples, {held[0]} to {held[-1]} scored"
+        f"meta samples of {meta} examples, {held} scored"
         f"{seeing if families[0]['num_train'] else ''}"
         f"{'; statistics of training examples of each task' + of_each if of_each else ''}{sources}.\n"
     )
+
+
+def _range(counts: Sequence[int]) -> str:
+    least, most = min(counts), max(counts)
+    return str(most) if least == most else f"{least} to {most}"
