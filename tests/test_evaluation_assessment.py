@@ -69,6 +69,13 @@ def test_log_likelihoods_have_no_share_and_the_worst_loses_most():
     assert found.to_dict()["share_kept"] is None
 
 
+def test_log_likelihoods_that_no_task_loses_are_not_called_behind():
+    better = scores({"a": (-3.0, -1.0, -0.5), "b": (-3.0, -1.0, -1.0)}, is_share=False)
+    assert "behind its own checkpoint on no task" in result(better, lock_of(EVEN))[1]
+    worse = scores({"a": (-3.0, -1.0, -0.5), "b": (-3.0, -1.0, -1.5)}, is_share=False)
+    assert "furthest behind its own checkpoint on b (" in result(worse, lock_of(EVEN))[1]
+
+
 def test_checkpoint_that_scores_nothing_has_no_share_to_keep():
     found = assess(scores({"a": (0.0, 0.0, 0.1), "b": (0.1, 0.8, 0.4)}), EVEN)
     assert found.kept == {"b": pytest.approx(0.5)}

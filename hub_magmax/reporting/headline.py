@@ -231,6 +231,8 @@ def _kept(found: Assessment, unit: Unit, quote: Quote) -> str:
     if worst is None:
         return ""
     named, change = _name(worst.task, quote), _change(worst, "own", unit)
+    if not found.kept and (worst.to_own or 0.0) >= 0:
+        return "; behind its own checkpoint on no task"
     if not found.kept:
         return f"; furthest behind its own checkpoint on {named} ({change})"
     mean, least = sum(found.kept.values()) / len(found.kept), found.kept[worst.task]
