@@ -58,17 +58,19 @@ def sums(seed: int) -> Rows:
     return [{"prompt": f"What is {a} + {b}?\nAnswer:", "answer": str(a + b)} for a, b in chosen]
 
 
-def definitions(nouns: Path, seed: int) -> Rows:
-    """Return definitions of nouns with their classes, one class after the other."""
+def definitions(
+    words: Path, seed: int, classes: Mapping[str, int] = CLASSES, question: str = "Definition: {}\nCategory:"
+) -> Rows:
+    """Return definitions of nouns, or of verbs, with their classes, one class after the other."""
     found: dict[str, set[str]] = {}
-    for name, text in glosses(nouns, {number: name for name, number in CLASSES.items()}):
+    for name, text in glosses(words, {number: name for name, number in classes.items()}):
         if 20 <= len(text) <= 80:
             found.setdefault(text, set()).add(name)
     draws, rows = random.Random(f"{seed} definitions"), []
-    for name in CLASSES:
+    for name in classes:
         texts = sorted(text for text, names in found.items() if names == {name})
-        chosen = draws.sample(texts, (NUM_TEST + NUM_TRAIN) // len(CLASSES))
-        rows.append([{"prompt": f"Definition: {text}\nCategory:", "answer": name} for text in chosen])
+        chosen = draws.sample(texts, (NUM_TEST + NUM_TRAIN) // len(classes))
+        rows.append([{"prompt": question.format(text), "answer": name} for text in chosen])
     return [row for group in zip(*rows, strict=True) for row in group]
 
 
@@ -79,7 +81,7 @@ def make_family(folder: Path, llm: Path, nouns: Path, seed: int) -> None:
         lines = "".join(json.dumps(row) + "\n" for row in rows[:NUM_TEST])
         (folder / f"{task}.jsonl").write_text(lines)
     if not (folder / "base").is_dir():
-        save(*_dequantized(llm), folder / "base")
+        save(*dequantized(llm), folder / "base")
     for task, rows in data.items():
         if not (folder / task).is_dir():
             _learn(folder / "base", rows[NUM_TEST:], folder / task, f"{seed} {task}")
@@ -99,7 +101,8 @@ def make_family(folder: Path, llm: Path, nouns: Path, seed: int) -> None:
     (folder / "recipe.yaml").write_text(json.dumps(recipe, indent=2))
 
 
-def _dequantized(llm: Path) -> tuple[Any, Any]:
+def dequantized(llm: Path) -> tuple[Any, Any]:
+    """Return model and tokenizer of a folder with a GGUF, in float32."""
     name = next(llm.glob("*.gguf")).name
     with without_bars():
         model = AutoModelForCausalLM.from_pretrained(

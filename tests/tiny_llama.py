@@ -16,16 +16,16 @@ CHAT = (
 )
 
 
-def tokenizer(context: int = 512) -> PreTrainedTokenizerFast:
+def tokenizer(context: int = 512, lines: list[str] = LINES, size: int = 320) -> PreTrainedTokenizerFast:
     """Return a byte-level BPE as that of GPT-2, trained on a few lines."""
     model = Tokenizer(BPE())
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["</s>"], show_progress=False,
+        vocab_size=size, special_tokens=["</s>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
-    model.train_from_iterator(LINES, trainer)
+    model.train_from_iterator(lines, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=model, eos_token="</s>", bos_token="</s>", pad_token="</s>", model_max_length=context
     )
@@ -51,10 +51,10 @@ def write_llama_family(folder: Path) -> dict:
     }  # fmt: skip
 
 
-def write_llama(folder: Path, *, seed: int = 0, context: int = 512, dtype=torch.float32) -> Path:
+def write_llama(folder: Path, *, seed: int = 0, context: int = 512, dtype=torch.float32, words=None) -> Path:
     """Write a model and its tokenizer into `folder`."""
     torch.manual_seed(seed)
-    words = tokenizer(context)
+    words = words or tokenizer(context)
     config = LlamaConfig(
         vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=context, bos_token_id=0, eos_token_id=0,
