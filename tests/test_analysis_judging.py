@@ -237,3 +237,12 @@ def test_the_page_fits_a_laptop_a_phone_and_one_sheet_of_paper(tmp_path, made):
 
 def num_pages(pdf):
     return len(re.findall(rb"/Type\s*/Page\b(?!s)", base64.b64decode(pdf)))
+
+
+def test_the_documentation_shows_what_the_benchmark_stored():
+    from benchmarks import judgement
+
+    text = judgement.PAGE.read_text(encoding="utf-8")
+    found = json.loads(judgement.RESULTS.read_text(encoding="utf-8"))
+    shown = text[text.index(judgement.START) + len(judgement.START) : text.index(judgement.END)]
+    assert shown.strip() == "\n".join(judgement.section(found)).strip()

@@ -107,7 +107,8 @@ WRITING = [
     "sweep recipe.yaml",
     "diagnose recipe.yaml",
     "evaluate recipe.yaml",
-    "card recipe.yaml",
+    "predict-merge recipe.yaml --history merged --rank 1 --examples 1",
+    "card recipe.yaml --judgement",
     "sign merged --private-key key",
     "verify merged --public-key key --rebuild --from {0}",
     "canary merged --from {0}",
@@ -121,7 +122,7 @@ WRITING = [
     "apply chosen --out {0}/applied --from {0}",
     "fleet me/everything --html fleet.html",
 ]
-WRITING_NOTHING = {"doctor", "history", "validate", "plan", "methods", "schema", "tails", "predict-merge"}
+WRITING_NOTHING = {"doctor", "history", "validate", "plan", "methods", "schema", "tails"}
 
 
 def test_every_command_is_looked_at():

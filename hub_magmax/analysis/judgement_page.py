@@ -213,7 +213,9 @@ def _pairs_told(found: Judgement) -> Iterator[str]:
         return
     pair = min(known, key=lambda tasks: known[tasks])
     made = next(one for one in found.pairs if one.tasks == pair)
-    by = {"by metrics": made.by_metrics.kept, "by tasks": made.by_tasks.kept, "measured": made.measured}
+    by = {"measured": made.measured}  # to which predictions would have been fitted
+    if made.measured is None:
+        by = {"by metrics": made.by_metrics.kept, "by tasks": made.by_tasks.kept}
     told = [f"{100 * value:.0f} % {how}" for how, value in by.items() if value is not None]
     yield (
         f"Of {number_of(len(known), 'pair')} alone, {listed([_name(task) for task in pair])} keep least: "
