@@ -206,6 +206,7 @@ def _kept(found: Judgement, locked: Lock) -> str:
     return f"{rest[:1].upper()}{rest[1:]}"
 
 
+# Complex only by count: comprehensions over pairs, and over what is told of one.
 def _pairs_told(found: Judgement) -> Iterator[str]:
     """Yield which pair of tasks is predicted to keep least."""
     known = {made.tasks: value for made in found.pairs if (value := _kept_of_pair(made)) is not None}
