@@ -104,6 +104,7 @@ def agreement_tests(results: Results) -> list[dict[str, Any]]:
     return _ahead(results, AGREEMENT)
 
 
+# Complex by its comprehensions.
 def _ahead(results: Results, method: str) -> list[dict[str, Any]]:
     ours = method, preference_of(results)
     if not is_measured(results, ours):

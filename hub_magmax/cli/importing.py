@@ -145,6 +145,7 @@ def _told(verdict: Verdict) -> str:
     return _WORDS.get(verdict, verdict)
 
 
+# Complex by its comprehensions, and flat: a part of the sentence for each condition.
 def _refusal(name: str, findings: Sequence[Finding], *, is_unread: bool) -> str:
     """Return what keeps a recipe from being written, and how to go on.
 

@@ -246,6 +246,7 @@ def _expected(known: list[str]) -> str:
     return f"expected one of {', '.join(known)}{more}" if known else ""
 
 
+# Complex, and flat: a text for each kind of finding.
 def _value_text(entry: Mapping[str, Any], path: KeyPath, keys: list[str]) -> tuple[str, str]:
     """Return what is wrong about a value, and how it is written where that can be told.
 
@@ -269,6 +270,7 @@ def _value_text(entry: Mapping[str, Any], path: KeyPath, keys: list[str]) -> tup
     return text, f"write {meant}" if (meant := _meant(value, entry)) else ""
 
 
+# Complex, and flat: a form for each place.
 def _form(path: KeyPath, value: Any, keys: list[str]) -> str:
     """Return how a data set, or the last known key of a path, is written; empty where none is known."""
     last = path[-1] if path else ""

@@ -174,6 +174,7 @@ def _below_mean(found: Assessment, unit: Unit) -> str:
     return ""
 
 
+# Complex, and flat: a form of the sentence for each case.
 def _below_tasks(found: Assessment, unit: Unit, quote: Quote) -> str:
     """Return the tasks below the base model; those that the preference wants apart from those it does not."""
     if not found.below_base:
@@ -222,6 +223,7 @@ def _means(found: Assessment, metric: str, unit: Unit) -> str:
     return text + (f", against {listed(beside)}" if beside else "")
 
 
+# Complex, and flat: a form of the sentence for each case.
 def _kept(found: Assessment, unit: Unit, quote: Quote) -> str:
     """Return how much of the checkpoints' scores is kept, and on which task the least."""
     wanted = [row for row in found.rows if row.preference]
