@@ -99,7 +99,9 @@ class Registry:
         """
         if name in self.built_in:
             module = importlib.import_module(self.built_in[name])
-            entries = (getattr(value, self.attribute, None) for value in vars(module).values())
+            # Only callables: a look at torch's lazy name, which is none, would import torch.
+            found = filter(callable, vars(module).values())
+            entries = (getattr(value, self.attribute, None) for value in found)
             return next(entry for entry in entries if entry is not None and entry.name == name)
         if name in self.plugins:
             return self._load(name)

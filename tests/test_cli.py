@@ -325,6 +325,16 @@ def test_merging_by_compiled_loops_does_not_load_torch(family, method):
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_the_methods_of_recipes_are_found_without_torch():
+    code = (
+        "import sys\n"
+        "from hub_magmax.registry import METHODS\n"
+        "found = [METHODS.get(name).name for name in METHODS.names()]\n"
+        "assert found == [*METHODS.names()] and 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_answers_in_a_real_process():
     started = time.perf_counter()
     done = subprocess.run(
