@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
+from benchmarks.continual import __main__ as main
 from benchmarks.continual import measuring
 from benchmarks.continual.frozen import FrozenStart
 from benchmarks.continual.measuring import Bench
@@ -84,10 +85,13 @@ def test_parts_of_definitions_share_no_text(sources):
 
 def test_sentiment_takes_clear_ratings_as_many_of_each_kind(tmp_path):
     for start in DOMAINS.values():
-        rows = [(f"{start} {number}", (-1) ** number * (number % 5) / 2) for number in range(200)]
+        rows = [(f"{start} {number}", (-1) ** number * (number % 5) / 2) for number in range(2500)]
         lines = [f"{number}\t{mean}\t{text}\n" for number, (text, mean) in enumerate(rows)]
         (tmp_path / f"{start}_GroundTruth.txt").write_text("".join(lines), encoding="latin-1")
     found = sentiment(tmp_path, 0)
+    for domain in DOMAINS:
+        sizes = [len(part[domain]["positive"]) for part in (found.test, found.train)]
+        assert sizes == [60, 600]
     rated = dict(rows)
     for part in (found.train, found.test):
         assert [*part] == [*DOMAINS]
@@ -127,6 +131,23 @@ def test_packages_of_one_source_are_in_one_part_whatever_the_language(tmp_path):
         for section, texts in classes.items()
         for text in texts
     )
+
+
+def test_a_description_of_several_parts_or_sections_is_left_out(tmp_path):
+    files = {"Packages": ""} | {f"Translation-{language}": "" for language in ("en", *LANGUAGES)}
+    for number in range(400):
+        section = SECTIONS[number % len(SECTIONS)]
+        files["Packages"] += f"Package: p{number}\nSection: {section}\n\n"
+        # One text for all packages, one for each section, and one of each package.
+        text = ("a package", f"a package for {section}", f"package {number}")[number // 8 % 3]
+        for language in ("en", *LANGUAGES):
+            files[f"Translation-{language}"] += f"Package: p{number}\nDescription-{language}: {text}\n\n"
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    found = languages(tmp_path, 0)
+    kept = {text for texts in found.head.values() for text in texts}
+    kept |= {*texts_of(found.train), *texts_of(found.test)}
+    assert kept and not any(text.startswith("a package") for text in kept)
 
 
 def test_a_family_of_texts_is_measured_like_digits(family, result):
@@ -207,6 +228,24 @@ def test_blocks_with_unchanged_weights_run_once_for_a_batch():
     assert run(first, **{frozen: before}) == [2]
 
 
+def test_other_networks_run_whole():
+    config = ViTConfig(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=8,
+        patch_size=4,
+    )
+    network = ViTForImageClassification(config).eval()
+    slots = dict(network.named_parameters())
+    start, pixels = FrozenStart(network, slots, slots), torch.zeros(1, 3, 8, 8)
+    start.check(slots)
+    with torch.inference_mode():
+        other = network(pixel_values=pixels + 1).logits
+        assert start.num_blocks == 0 and not torch.equal(network(pixel_values=pixels).logits, other)
+
+
 @pytest.mark.parametrize("changed", ["bert.embeddings.", "bert.encoder.layer.0."])
 def test_nothing_is_skipped_behind_a_change(changed):
     config = BertConfig(
@@ -253,3 +292,16 @@ def test_references_are_each_task_s_own_checkpoint_and_joint_training(family, re
                 ]
                 for target in bench.targets
             ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--data", "definitions"], "--data definitions needs --encoder and --source"),
+        (["--methods", "avarage"], "--methods: there is no avarage"),
+    ],
+)
+def test_the_command_says_what_it_lacks(words, said, capsys):
+    with pytest.raises(SystemExit):
+        main.parse(words)
+    assert said in capsys.readouterr().err

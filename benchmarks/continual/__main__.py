@@ -31,6 +31,7 @@ from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import commit, measure
 from benchmarks.continual.sources import Family, digits
 from benchmarks.continual.workers import Job, Progress, measure_job
+from hub_magmax.methods import method_names
 
 #: Examples in a target, where there are enough of them.
 LARGE = 1000
@@ -64,6 +65,7 @@ def _jobs(options: argparse.Namespace) -> Iterator[Job]:
                 make = partial(packaged_family, *what)
             flags = f"--data {options.data}"
             flags += f" --first-seed {options.first_seed}" if options.first_seed else ""
+            flags += f" --methods {' '.join(options.methods)}" if options.methods else ""
             only = tuple(options.methods or ())
             yield Job(options.data, flags, make, protocol, folder / "scores", results, at, only)
 
@@ -211,6 +213,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(words)
     if options.data in NUM_TASKS.keys() - {"digits"} and not (options.encoder and options.source):
         parser.error(f"--data {options.data} needs --encoder and --source")
+    if unknown := {*(options.methods or ())} - {*method_names(), "react"}:
+        parser.error(f"--methods: there is no {', '.join(sorted(unknown))}")
     return options
 
 

@@ -17,7 +17,8 @@ class FrozenStart:
     every embedding, is among the unchanged ones. The batches must live as long as this does.
 
     Args:
-        network: A text model with one stack of blocks. They are changed in place: they may be skipped.
+        network: Blocks of a classifier of texts that has one stack of them are changed in place: they may be
+            skipped. All others run as they are.
         slots: Its tensors, by their names in files.
         unchanged: Values of some of them that are the same in nearly all models.
 
@@ -31,9 +32,9 @@ class FrozenStart:
     ) -> None:
         lists = [module for module in network.modules() if isinstance(module, nn.ModuleList)]
         blocks = max(lists, key=len, default=nn.ModuleList())
-        embeddings = [value for name, value in network.named_parameters() if "embedding" in name]
+        embeddings = [value for name, value in network.named_parameters() if "embed" in name]
         same = {slots[name].data_ptr() for name in unchanged}
-        self.num_blocks = _num_frozen(embeddings, blocks, same)
+        self.num_blocks = _num_frozen(embeddings, blocks, same) if _is_text_classifier(network) else 0
         frozen = [*embeddings, *blocks[: self.num_blocks].parameters()]
         places = {value.data_ptr() for value in frozen}
         #: Values under which hidden states are kept.
@@ -43,6 +44,7 @@ class FrozenStart:
         self._is_valid = False
         if self.num_blocks:
             network.register_forward_pre_hook(self._begin, with_kwargs=True)
+            network.register_forward_hook(self._end)
             for block in blocks[: self.num_blocks - 1]:
                 block.forward = partial(self._skipped, block.forward)
             last = blocks[self.num_blocks - 1]
@@ -53,7 +55,10 @@ class FrozenStart:
         self._is_valid = all(torch.equal(value, weights[name]) for name, value in self._values.items())
 
     def _begin(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._batch = kwargs["input_ids"]
+        self._batch = kwargs.get("input_ids")
+
+    def _end(self, *unused: Any) -> None:
+        self._batch = None
 
     @property
     def _has_kept(self) -> bool:
@@ -66,13 +71,20 @@ class FrozenStart:
         if self._has_kept:
             return self._kept[id(self._batch)][1]
         found = forward(hidden, *args, **kwargs)
-        assert isinstance(found, Tensor), "a block of this network returns more than hidden states"
-        if self._is_valid:
+        if self._is_valid and self._batch is not None and isinstance(found, Tensor):
             self._kept[id(self._batch)] = (
                 self._batch,
                 found,
             )  # the batch is kept, so that its id stays its own
         return found
+
+
+def _is_text_classifier(network: nn.Module) -> bool:
+    """Say whether a network reads tokens, through one stack of blocks, by its `forward` alone."""
+    config = getattr(network, "config", None)
+    is_classifier = type(network).__name__.endswith("ForSequenceClassification")
+    reads_tokens = getattr(network, "main_input_name", None) == "input_ids"
+    return is_classifier and reads_tokens and not getattr(config, "is_encoder_decoder", False)
 
 
 def _num_frozen(embeddings: Sequence[Tensor], blocks: nn.ModuleList, same: Set[int]) -> int:

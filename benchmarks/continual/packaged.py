@@ -105,7 +105,7 @@ def sentiment(ratings: Path, seed: int) -> Texts:
             "negative": [text for text, mean in means.items() if mean <= -CLEAR],
             "positive": [text for text, mean in means.items() if mean >= CLEAR],
         }
-    head, train, test = _split(pools, seed, sizes=(30, 60, 600))
+    head, test, train = _split(pools, seed, sizes=(30, 60, 600))
     return Texts(_over_tasks(head), train, test, _hashes(files.values()), in_sequence=False)
 
 
@@ -134,17 +134,21 @@ def languages(lists: Path, seed: int) -> Texts:
 def _by_part(
     path: Path, language: str, sections: Mapping[str, tuple[str, str]], seed: int
 ) -> list[dict[str, list[str]]]:
-    """Return descriptions by section for head, test and train; packages of one source are in one part."""
-    pools: list[dict[str, set[str]]] = [{name: set() for name in SECTIONS} for _ in _SIZES]
+    """Return descriptions by section for head, test and train.
+
+    Packages of one source are in one part. Texts of two parts, or of two sections, are in none.
+    """
+    homes: dict[str, set[tuple[int, str]]] = {}
     for fields in _paragraphs(path):
         section, source = sections.get(fields["Package"], ("", ""))
         if section in SECTIONS:
             drawn = random.Random(f"{seed} {source}").random()
-            pools[sum(drawn >= share for share in _UP_TO)][section].add(fields[f"Description-{language}"])
+            home = sum(drawn >= share for share in _UP_TO), section
+            homes.setdefault(fields[f"Description-{language}"], set()).add(home)
     parts: list[dict[str, list[str]]] = [{} for _ in _SIZES]
-    for part, pool, size in zip(parts, pools, _SIZES, strict=True):
-        for section, texts in pool.items():
-            chosen = sorted(texts)
+    for number, (part, size) in enumerate(zip(parts, _SIZES, strict=True)):
+        for section in SECTIONS:
+            chosen = sorted(text for text, found in homes.items() if found == {(number, section)})
             random.Random(f"{seed} {language} {section}").shuffle(chosen)
             part[section] = chosen[:size]
     return parts

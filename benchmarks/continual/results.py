@@ -14,6 +14,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,13 @@ def measure(
 
 def _references(bench: Bench, pieces: Pieces, known: Mapping[str, Any]) -> Any:
     """Return what merges are compared with, by target and task; as it is stored where it is."""
-    made_from = {"joint": bench.family.joint is not None}
-    if "references" in known and not pieces.has("references", made_from):
-        return known["references"]
+    stored, made_from = known.get("references", {}), {"joint": bench.family.joint is not None}
+    if (
+        stored
+        and made_from["joint"] == ("joint training" in stored)
+        and not pieces.has("references", made_from)
+    ):
+        return stored
     scores = pieces.get("references", made_from, bench.references)
     return {name: by_target(bench.family.owners, bench.targets, own) for name, own in scores.items()}
 
@@ -103,7 +108,7 @@ def _facts(bench: Bench, weights: Mapping[str, Sequence[Weights]], base: Sequenc
         "seed": family.seed,
         "num_train": family.num_train,
         "protocol": asdict(bench.protocol),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {_torch_version()}",
+        "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {version('torch')}",
         "targets": [
             {"mixture": t.mixture, "tasks": t.tasks, "meta": t.num_meta, "held_out": len(t.held_out)}
             for t in targets
@@ -198,12 +203,6 @@ def commit() -> str:
 
     changed = git("status", "--porcelain", "--", "hub_magmax", "benchmarks/continual")
     return (git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+" if changed else "")
-
-
-def _torch_version() -> str:
-    import torch
-
-    return torch.__version__
 
 
 def _identity(family: Family) -> list[Any]:
