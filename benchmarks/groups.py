@@ -223,7 +223,8 @@ def _ahead(found: Sequence[Sequence[float]], one: Sequence[Sequence[float]]) -> 
     """Return the difference, with p of Wilcoxon's test over the targets and of a t-test over the seeds."""
     differences = np.array(found) - np.array(one)
     over_seeds = t_test_p(differences.mean(axis=1).tolist())
-    return f"{differences.mean():+.1f} ({wilcoxon_p(differences.reshape(-1)):.2g}; {over_seeds:.2g})"
+    shown = "unknown" if over_seeds is None else f"{over_seeds:.2g}"
+    return f"{differences.mean():+.1f} ({wilcoxon_p(differences.reshape(-1)):.2g}; {shown})"
 
 
 def render() -> None:

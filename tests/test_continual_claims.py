@@ -2,21 +2,25 @@
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
 import pytest
 
-from benchmarks.continual import pages, verdicts
+from benchmarks.continual import measuring, pages, verdicts
 from benchmarks.continual.by_task import parts_of, sums_by_task
-from benchmarks.continual.claims import BEST, CLAIMS, LABELS, LEVEL, Claim, Side
+from benchmarks.continual.claims import BEST, CLAIMS, CONFIRMED_ON, LABELS, LEVEL
 from benchmarks.continual.details import details
 from benchmarks.continual.protocol import Protocol, Target, draw_targets
+from benchmarks.continual.questions import QUESTIONS, answers
 from benchmarks.continual.ranked import FAMILIES, claims_table, family_of, ranked_table
 from benchmarks.continual.rows import accuracies, by_seed, is_measured, preference_of, worst
 from benchmarks.continual.significance import effect_interval, holm, paired, t_test_p, wilcoxon_p
 from benchmarks.continual.tables import make_tables
+from hub_magmax.analysis.candidates import Candidate
 from hub_magmax.methods import method_names
+from hub_magmax.recipe.matching import locked_method
 
 OURS, AVERAGE, REGMEAN = "tunable_magmax algorithm-1", "average", "regmean"
 
@@ -26,7 +30,8 @@ def test_p_values_by_hand():
     t = 2 * 3**0.5
     assert t_test_p([1.0, 2.0, 3.0]) == pytest.approx(1 - t / (2 + t * t) ** 0.5)
     assert t_test_p([1.0]) is None
-    assert t_test_p([1.0, 1.0]) == 1.0
+    assert t_test_p([0.0, 0.0]) == 1.0
+    assert t_test_p([1.0, 1.0]) is None
     # Ranks 1 to 8, all positive: mean 18, variance 8·9·17/24 = 51.
     assert wilcoxon_p(np.arange(1.0, 9.0)) == pytest.approx(math.erfc(18 / 51**0.5 / 2**0.5))
     assert wilcoxon_p(np.zeros(4)) == 1.0
@@ -44,6 +49,7 @@ def test_what_has_no_spread_has_no_effect_size(values):
     found = paired(values)
     assert found.difference == 0.5 and found.effect is None and found.effect_interval is None
     assert found.interval == (None if len(values) == 1 else (0.5, 0.5))
+    assert found.p is None
 
 
 @pytest.mark.parametrize(("effect", "num_seeds"), [(0.3, 8), (2.9, 5), (-1.5, 5), (0.0, 3)])
@@ -225,9 +231,24 @@ def test_accuracy_of_the_worst_task_by_target_and_coefficient():
     assert by_seed([result], (AVERAGE, "uniform"), "tuned", "worst") == [0.2]
 
 
-def test_one_seed_decides_nothing():
-    row = _verdict_of(_families(2)[:1], "blind-average")
+def _alike(num: int) -> list[dict]:
+    """Return seeds in which Tunable MAGMAX has the same number of right answers more than the average."""
+    return [_family(seed, {(OURS, "labels"): 6, (AVERAGE, "uniform"): 4}) for seed in range(num)]
+
+
+@pytest.mark.parametrize("results", [_families(2)[:1], _alike(3)])
+def test_seeds_without_a_spread_decide_nothing(results):
+    row = _verdict_of(results, "blind-average")
     assert (row["verdict"], row["p"], row["holm"]) == ("undecided", None, None)
+
+
+def test_a_row_without_a_p_value_leaves_the_others_theirs():
+    noisy = zip((4.1, 4.2, 4.4), _alike(3), strict=True)
+    right = {(OURS, "labels"): 6, (AVERAGE, "uniform"): 4}
+    results = [_family(one["seed"], right | {("ties", "uniform"): own}) for own, one in noisy]
+    alike, varied = make_tables(results)["paired_tests"]["2"]
+    assert (alike["method"], alike["tuned"]["p"], alike["tuned"]["holm"]) == (AVERAGE, None, None)
+    assert varied["tuned"]["holm"] == pytest.approx(2 * varied["tuned"]["p"])
 
 
 def test_the_best_rival_sees_no_training_examples_and_is_not_the_method_itself():
@@ -245,6 +266,92 @@ def test_the_best_rival_sees_no_training_examples_and_is_not_the_method_itself()
     assert verdicts.best_rival(results, "agreement", "mean") == (("ties", "labels"), "tuned")
     alone = [_family(0, {("agreement", "labels"): 5})]
     assert verdicts.best_rival(alone, "agreement", "mean")[0] == (BEST, "")
+
+
+def _against_all(left_out: set[tuple[str, str]] = frozenset(), **kind) -> list[dict]:
+    """Return six seeds of `agreement` and of all that it has to beat, but for some rows."""
+    rows = {("ties", "labels"): 5.0}
+    for method in measuring.tried_methods():
+        label = Candidate(locked_method(method), "", ()).label
+        kinds = ("uniform", "labels") if measuring.uses_preference(method) else ("uniform",)
+        rows |= {(label, own): rows.get((label, own), 4.0) for own in kinds}
+    rows = {key: right for key, right in rows.items() if key not in left_out}
+    noise = (0.01, -0.01, 0.02, -0.02, 0.015, -0.015)
+    return [
+        _family(seed, rows | {("agreement", "labels"): 7 + extra}, **kind) for seed, extra in enumerate(noise)
+    ]
+
+
+def test_the_best_of_all_rivals_tests_the_claim():
+    results = _against_all()
+    row = _verdict_of(results, "agreement-best")
+    # All that sees no training examples, two of them by both selections, less those of two models and itself.
+    blind = [name for name in method_names() if verdicts.is_blind_to_data(name)]
+    assert row["num_rivals"] == len(blind) + 1 - len(measuring.OF_TWO) - 1
+    assert (row["verdict"], row["rival"]) == ("confirmed", ["ties", "labels", "tuned"])
+
+
+@pytest.mark.parametrize("missing", [("iso_c", "labels"), ("magmax", "uniform")])
+def test_the_best_of_some_rivals_does_not_test_the_claim(missing):
+    full, results = _against_all(), _against_all({missing})
+    rows = verdicts.verdicts({2: results})[2]
+    for row in (row for row in rows if row["id"].startswith("agreement-best")):
+        assert row["verdict"] == "not measured in full" and row["holm"] is None
+        assert row["num_rivals"] == _verdict_of(full, row["id"])["num_rivals"] - 1
+    # It takes no step of the correction, and counts as a test for the others all the same.
+    others = [row for row in rows if row.get("holm") is not None]
+    assert min(row["holm"] for row in others) == pytest.approx(len(CLAIMS) * min(row["p"] for row in others))
+    own = {name: by_number["2"] for name, by_number in make_tables(results).items()}
+    text = claims_table({("digits", "2"): own, ("definitions", "2"): own})
+    line = next(line for line in text.splitlines() if "best rival" in line and "all tasks" in line)
+    found = f"+20.0 [19.8, 20.2]; best of {row['num_rivals']} measured: `ties`, labels, λ tuned"
+    assert line.endswith(f"| {found} | {found}: **not measured in full** |")
+    assert "2 not measured in full" in text and "p " not in found
+    told = answers({("definitions", "2"): (results, own)}).splitlines()[-1]
+    assert f"to `ties`, best of {row['num_rivals']} measured: not measured in full" in told
+
+
+def test_rivals_without_scores_by_task_are_not_measured_for_the_worst_task():
+    results = _against_all()
+    for result in results:
+        del next(row for row in result["rows"] if row["method"] == "iso_c")["right_by_task"]
+    assert _verdict_of(results, "agreement-best")["verdict"] == "confirmed"
+    assert _verdict_of(results, "agreement-best-worst")["verdict"] == "not measured in full"
+
+
+def test_every_question_is_answered_here_or_on_a_page_that_is_there():
+    results = _families(2)
+    own = {name: by_number["2"] for name, by_number in make_tables(results).items()}
+    lines = answers({("digits", "2"): (results, own)}).splitlines()[2:]
+    for question, line in zip(QUESTIONS, lines, strict=True):
+        assert (question.answer is None) == bool(question.elsewhere), question.text
+        if question.elsewhere:
+            place, _, anchor = re.search(r"\]\(([^)]+)\)", question.elsewhere)[1].partition("#")
+            heads = re.findall(r"^#+ (.*)$", (pages.PAGE.parent / place).read_text(), re.MULTILINE)
+            assert not anchor or anchor in [head.lower().replace(" ", "-") for head in heads]
+            assert line.endswith(f" See {question.elsewhere}. |  |")
+
+
+def test_the_best_of_recent_methods_says_of_how_many():
+    right = {(OURS, "labels"): 6, ("wudi", "labels"): 5, ("tsv", "labels"): 4, ("ties", "labels"): 4}
+    results = [_family(seed, right) for seed in range(2)]
+    line = answers({("digits", "2"): (results, {"claims": [], "regrets": {}, "sample_losses": []})})
+    assert "best of 2 measured of those published since 2024:<br>`wudi` +10.0 [10.0, 10.0], p unknown" in line
+
+
+@pytest.mark.parametrize(
+    ("stored", "text"),
+    [
+        ({"digits"}, "To be tested on definitions and sentiment: no results are stored."),
+        (
+            {"digits", "definitions"},
+            "Tested on definitions. To be tested on sentiment: no results are stored.",
+        ),
+        ({*CONFIRMED_ON}, "Tested on definitions and sentiment."),
+    ],
+)
+def test_the_page_says_on_which_data_the_claims_are_tested(stored, text):
+    assert pages.tests_of(stored) == text
 
 
 @pytest.mark.parametrize(("kinds", "stands"), [(LABELS, "labels"), (LABELS[1:], "known"), ((), "uniform")])
@@ -294,6 +401,24 @@ def test_the_command_of_a_page_says_seeds_and_sources():
     assert found.endswith("--first-seed 3 --seeds 1 --tasks 2 --encoder MINILM --source SOURCE`.")
 
 
+def test_seeds_that_do_not_follow_each_other_have_a_command_each():
+    made = [(0, 2), (0, 3), (1, 2), (1, 3), (2, 2), (5, 2), (6, 2)]
+    family = _family(0, {(AVERAGE, "uniform"): 4}) | {"flags": "--data made"}
+    found = pages.command_of([family | {"seed": seed, "num_tasks": number} for seed, number in made])
+    assert (
+        found
+        == ", ".join(
+            f"`python -m benchmarks.continual --data made {rest}`"
+            for rest in (
+                "--seeds 2 --tasks 2 3",
+                "--first-seed 2 --seeds 1 --tasks 2",
+                "--first-seed 5 --seeds 2 --tasks 2",
+            )
+        )
+        + "."
+    )
+
+
 def test_only_data_that_were_not_looked_at_have_verdicts():
     tables = make_tables(_families(2))
     own = {name: by_number["2"] for name, by_number in tables.items()}
@@ -302,7 +427,10 @@ def test_only_data_that_were_not_looked_at_have_verdicts():
     explored, tested = row.split(" | ")[2:]
     assert "confirmed" not in explored and tested.startswith(explored) and "**confirmed**" in tested
     assert "digits, T = 2 (exploratory) | definitions, T = 2 |" in text
-    assert "definitions, T = 2: 2 confirmed, 0 refuted, 0 undecided, 17 not measured." in text
+    assert (
+        "definitions, T = 2: 2 confirmed, 0 refuted, 0 undecided, 0 not measured in full, 17 not measured."
+        in text
+    )
 
 
 def test_three_data_sets_fit_on_the_page(tmp_path):
@@ -345,8 +473,3 @@ def test_rendering_the_stored_results_gives_the_stored_pages(tmp_path):
     for path in written:
         stored = pages.PAGE.parent / path.relative_to(page.parent)
         assert path.read_bytes() == stored.read_bytes(), path.name
-
-
-def test_a_claim_is_a_value():
-    side = Side("average", "uniform")
-    assert Claim("a", "b", side, side) == Claim("a", "b", side, side, "mean") and side.way == "tuned"

@@ -1,5 +1,6 @@
 """Own checkpoints and own data in the experiments: their own results and page, with the whole command."""
 
+import re
 import shlex
 
 import pytest
@@ -57,6 +58,11 @@ def test_own_checkpoints_come_into_a_table_of_their_own(folder, tmp_path):
     assert " ± " not in text.split("## own-mine")[1] and "(one seed)" in text and "1 seed," in text
     assert "worst task: uniform" in text and "; p " not in text
     rest = page.with_name("experiments_own-mine.md").read_text()
+    # Nothing about this repository, and no link to a page of it.
+    for place in re.findall(r"\]\(([^)#]+)", text + rest):
+        assert (results / place).is_file(), place
+    for word in ("## Claims", "make ", "digits", "sentiment", "benchmarks.blocks"):
+        assert word not in text + rest, word
     assert "### Accuracy of the worst task, T = 2" in rest and str(tmp_path) not in rest
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.continual.claims import CONFIRMED_ON
 from benchmarks.continual.details import details
 from benchmarks.continual.figures import draw
 from benchmarks.continual.page_texts import (
@@ -17,6 +18,7 @@ from benchmarks.continual.page_texts import (
     OWN_HEAD,
     PROTOCOL,
     QUESTIONS,
+    QUICK,
     RANKED,
 )
 from benchmarks.continual.questions import answers
@@ -76,7 +78,7 @@ def render(results: Path = RESULTS, page: Path = PAGE) -> str:
     folders = sorted(path for path in results.iterdir() if path.is_dir() and any(path.glob(FAMILY_FILES)))
     found = {folder.name: _families(folder) for folder in folders}
     tables = {data: make_tables(families) for data, families in found.items()}
-    text = (OWN_HEAD if is_own else HEAD) + PROTOCOL + _front(found, tables)
+    text = (OWN_HEAD if is_own else HEAD) + PROTOCOL + _front(found, tables, is_own=is_own)
     for data, families in found.items():
         write_text(results / data / "tables.json", _tables_text(tables[data]))
         rest = page.with_name(f"{page.stem}_{data}{page.suffix}")
@@ -90,15 +92,27 @@ def render(results: Path = RESULTS, page: Path = PAGE) -> str:
     return text
 
 
-def _front(found: Mapping[str, Results], tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return claims and questions, with a column for each data set and number of tasks."""
+def _front(found: Mapping[str, Results], tables: Mapping[str, Mapping[str, Any]], *, is_own: bool) -> str:
+    """Return claims, but for own data, and questions: a column for each data set and number of tasks."""
     parts = {
         (data, number): (_of_number(found[data], number), {name: of[number] for name, of in own.items()})
         for data, own in tables.items()
         for number in own["main_table"]
     }
+    questions = QUESTIONS + answers(parts, is_own=is_own) + RANKED
+    if is_own:
+        return questions
     claims = claims_table({part: own for part, (_, own) in parts.items()})
-    return CLAIMS + claims + QUESTIONS + answers(parts) + RANKED
+    return CLAIMS.format(tests=tests_of(found)) + claims + questions + QUICK
+
+
+def tests_of(found: Collection[str]) -> str:
+    """Say on which data sets the claims are tested, and on which they are to be: those without results."""
+    tested = " and ".join(data for data in CONFIRMED_ON if data in found)
+    to_test = " and ".join(data for data in CONFIRMED_ON if data not in found)
+    said = [f"Tested on {tested}."] if tested else []
+    said += [f"To be tested on {to_test}: no results are stored."] if to_test else []
+    return " ".join(said)
 
 
 def _rest(data: str, page: Path, families: Results, tables: str) -> str:
@@ -126,15 +140,31 @@ def _section(data: str, families: Results, tables: Mapping[str, Any], rest: str)
 
 
 def command_of(families: Results) -> str:
-    """Return the command that measures a data set."""
+    """Return the command that measures a data set; several where its seeds do not follow each other."""
     flags = re.sub(r" --first-seed \d+", "", families[0]["flags"])
-    if not flags.startswith("--checkpoints"):  # which say both
-        seeds = sorted({family["seed"] for family in families})
-        numbers = sorted({family["num_tasks"] for family in families})
-        flags += f" --first-seed {seeds[0]}" if seeds[0] else ""
-        flags += f" --seeds {len(seeds)} --tasks {' '.join(map(str, numbers))}"
-        flags += " --encoder MINILM --source SOURCE" if "sources" in families[0] else ""
-    return f"`python -m benchmarks.continual {flags}`."
+    if flags.startswith("--checkpoints"):  # which say seeds and tasks
+        return f"`python -m benchmarks.continual {flags}`."
+    sources = " --encoder MINILM --source SOURCE" if "sources" in families[0] else ""
+    commands = []
+    for seeds, numbers in _runs(families):
+        first = f" --first-seed {seeds[0]}" if seeds[0] else ""
+        rest = f" --seeds {len(seeds)} --tasks {' '.join(map(str, numbers))}{sources}"
+        commands.append(f"`python -m benchmarks.continual {flags}{first}{rest}`")
+    return f"{', '.join(commands)}."
+
+
+def _runs(families: Results) -> list[tuple[list[int], list[int]]]:
+    """Return seeds that follow each other and have the same numbers of tasks, with these numbers."""
+    numbers: dict[int, list[int]] = {}
+    for family in sorted(families, key=lambda family: (family["seed"], family["num_tasks"])):
+        numbers.setdefault(family["seed"], []).append(family["num_tasks"])
+    runs: list[tuple[list[int], list[int]]] = []
+    for seed, own in numbers.items():
+        if runs and runs[-1] == ([*range(seed - len(runs[-1][0]), seed)], own):
+            runs[-1][0].append(seed)
+        else:
+            runs.append(([seed], own))
+    return runs
 
 
 def _extent(families: Results) -> str:

@@ -10,6 +10,7 @@ from benchmarks.continual.claims import BLIND, Measure
 from benchmarks.continual.formats import difference, probability, table
 from benchmarks.continual.rows import Key, Results, by_seed, is_measured, mean, preference_of
 from benchmarks.continual.significance import paired
+from benchmarks.continual.verdicts import NOT_IN_FULL
 
 OURS, AGREEMENT, TOP_N = "tunable_magmax algorithm-1", "agreement", "tunable_magmax top-n"
 
@@ -41,24 +42,34 @@ class Question:
         text: Question.
         about: Meaning of the numbers.
         answer: Returns words with numbers from families of one data set and number of tasks, and their
-            tables; nothing where these were not measured.
-        elsewhere: Page that measures something near to it.
+            tables; nothing where these were not measured. None where there is `elsewhere`.
+        elsewhere: Page of this repository that answers it.
     """
 
     text: str
     about: str
-    answer: Callable[[Results, Mapping[str, Any]], str] = lambda results, tables: ""
+    answer: Callable[[Results, Mapping[str, Any]], str] | None = None
     elsewhere: str = ""
 
 
-def answers(parts: Mapping[tuple[str, str], tuple[Results, Mapping[str, Any]]]) -> str:
-    """Return a table of questions, with the answers of each data set and number of tasks."""
+def answers(
+    parts: Mapping[tuple[str, str], tuple[Results, Mapping[str, Any]]], *, is_own: bool = False
+) -> str:
+    """Return a table of questions, with the answers of each data set and number of tasks.
+
+    Args:
+        parts: Families, and their tables.
+        is_own: Leave out the questions that other pages of this repository answer.
+    """
     body = []
     for question in QUESTIONS:
+        if is_own and question.elsewhere:
+            continue
         text = f"**{question.text}** {question.about}".strip()
         text += f" See {question.elsewhere}." if question.elsewhere else ""
-        found = [question.answer(*values) for values in parts.values()]
-        body.append([text, *(words or "not measured" for words in found)])
+        answer = question.answer
+        found = [answer(*values) or "not measured" if answer else "" for values in parts.values()]
+        body.append([text, *found])
     return table(["question", *(f"{data}, T = {number}" for data, number in parts)], body)
 
 
@@ -76,8 +87,12 @@ _TUNED = ("tuned", "tuned")
 
 def _best_of(results: Results, names: Sequence[str], kind: str) -> str | None:
     """Return the method with the highest accuracy, λ tuned, under one preference."""
-    known = [name for name in names if is_measured(results, (name, kind))]
+    known = _measured(results, names, kind)
     return max(known, key=lambda name: mean(by_seed(results, (name, kind), "tuned")), default=None)
+
+
+def _measured(results: Results, names: Sequence[str], kind: str) -> list[str]:
+    return [name for name in names if is_measured(results, (name, kind))]
 
 
 def _against_each(results: Results, ahead: Key, rivals: Sequence[Key], measure: Measure = "mean") -> str:
@@ -92,9 +107,13 @@ def _against_blind(results: Results, tables: Mapping[str, Any]) -> str:
 
 def _against_aware(results: Results, tables: Mapping[str, Any]) -> str:
     kind = preference_of(results)
+    found = _against_each(results, (OURS, kind), [(name, kind) for name in ("average", "ties", AGREEMENT)])
     recent = _best_of(results, RECENT, kind)
-    names = ["average", "ties", AGREEMENT, *([recent] if recent else [])]
-    return _against_each(results, (OURS, kind), [(name, kind) for name in names])
+    if recent is None or not is_measured(results, (OURS, kind)):
+        return found
+    count = len(_measured(results, RECENT, kind))
+    best = f"best of {count} measured of those published since 2024:{_BETWEEN}"
+    return _BETWEEN.join(filter(None, (found, best + _against_each(results, (OURS, kind), [(recent, kind)]))))
 
 
 def _of_the_worst_task(results: Results, tables: Mapping[str, Any]) -> str:
@@ -115,7 +134,10 @@ def _of_comparison(results: Results, tables: Mapping[str, Any]) -> str:
     return _BETWEEN.join(
         f"{name} {difference(row[test])}"
         for kind, row in tables["regrets"].items()
-        for name, test in ((kind, "test"), (f"{kind}, to one for all seeds", "test_to_best"))
+        for name, test in (
+            (kind, "test"),
+            (f"{kind}, to the one choice that is best over all seeds", "test_to_best"),
+        )
     )
 
 
@@ -144,10 +166,16 @@ def _of_data(results: Results, tables: Mapping[str, Any]) -> str:
 def _of_the_best(results: Results, tables: Mapping[str, Any]) -> str:
     found = [row for row in tables["claims"] if row["id"].startswith("agreement-best") and "p" in row]
     return _BETWEEN.join(
-        f"{'worst task' if row['measure'] == 'worst' else 'all tasks'} {difference(row)}, p "
-        f"{probability(row['p'])}, to `{row['rival'][0]}`"
+        f"{'worst task' if row['measure'] == 'worst' else 'all tasks'} {difference(row)}, {_to_rival(row)}"
         for row in found
     )
+
+
+def _to_rival(row: Mapping[str, Any]) -> str:
+    rival = f"to `{row['rival'][0]}`"
+    if row["verdict"] == NOT_IN_FULL:
+        return f"{rival}, best of {row['num_rivals']} measured: {NOT_IN_FULL}"
+    return f"p {probability(row['p'])}, {rival}"
 
 
 QUESTIONS = (
@@ -158,7 +186,7 @@ QUESTIONS = (
     ),
     Question(
         "Does it beat methods under the same preference?",
-        "Ahead of each by, the last one being the best of those published since 2024:",
+        "Ahead of each by:",
         _against_aware,
     ),
     Question(
@@ -166,7 +194,12 @@ QUESTIONS = (
         "Its accuracy with the preference, less that with none:",
         _of_the_worst_task,
     ),
-    Question("Does it buy back a task that merging loses?", ""),
+    Question(
+        "Does it buy back a task that merging loses?",
+        "",
+        elsewhere="[language_models.md](language_models.md#a-format-among-merged-adapters), by "
+        "`python -m benchmarks.llm_lora`",
+    ),
     Question(
         "How many examples per task are enough?",
         "Points that fewer lose to the most that were tried, λ = 0.5:",
@@ -175,7 +208,6 @@ QUESTIONS = (
     Question(
         "Does `compare` choose well?", "Points lost to the best fixed choice of each seed:", _of_comparison
     ),
-    Question("Does `method: auto`?", ""),
     Question(
         "One λ, or numbers by block?",
         "",

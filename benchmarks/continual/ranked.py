@@ -7,6 +7,7 @@ from typing import Any
 
 from benchmarks.continual.claims import BEST, CLAIMS, CONFIRMED_ON, WITH_DATA
 from benchmarks.continual.formats import difference, probability, spread, table
+from benchmarks.continual.verdicts import NOT_IN_FULL
 
 #: Methods by family; those that are in none come last.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
@@ -62,7 +63,7 @@ def _counted(data: str, number: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Return how many claims data confirm; nothing of those on which they are explored."""
     if data not in CONFIRMED_ON:
         return ""
-    kinds = ("confirmed", "refuted", "undecided", "not measured")
+    kinds = ("confirmed", "refuted", "undecided", NOT_IN_FULL, "not measured")
     counts = {kind: sum(row["verdict"] == kind for row in rows) for kind in kinds}
     return f"{data}, T = {number}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}."
 
@@ -70,8 +71,8 @@ def _counted(data: str, number: str, rows: Sequence[Mapping[str, Any]]) -> str:
 def _verdict(row: Mapping[str, Any], is_confirming: bool) -> str:
     if "difference" not in row:
         return "not measured"
-    shown = difference(row)
-    if row["effect"] is not None:
+    shown, is_full = difference(row), row["verdict"] != NOT_IN_FULL
+    if row["effect"] is not None and is_full:
         low, high = row["effect_interval"]
         shown += f"; d {row['effect']:.1f} [{low:.1f}, {high:.1f}]"
     if row["holm"] is not None:
@@ -79,7 +80,8 @@ def _verdict(row: Mapping[str, Any], is_confirming: bool) -> str:
     claim = next(claim for claim in CLAIMS if claim.id == row["id"])
     if claim.behind.method == BEST:
         method, preference, way = row["rival"]
-        shown += f"; it is `{method}`, {preference}, {'λ tuned' if way == 'tuned' else 'one λ'}"
+        shown += "; it is " if is_full else f"; best of {row['num_rivals']} measured: "
+        shown += f"`{method}`, {preference}, {'λ tuned' if way == 'tuned' else 'λ fixed in hindsight'}"
     return f"{shown}: **{row['verdict']}**" if is_confirming else shown
 
 

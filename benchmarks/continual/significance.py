@@ -29,7 +29,7 @@ class Paired:
     Attributes:
         difference: Mean over seeds, in the unit of the values.
         interval: Of Student's t at `CONFIDENCE`; None for a single seed.
-        p: Two-sided; None for a single seed.
+        p: Two-sided; None where `t_test_p` has none.
         effect: Cohen's d of paired values, the mean over the standard deviation of the differences; None
             where that is zero or unknown.
         effect_interval: By the noncentral t distribution, at the same confidence.
@@ -53,24 +53,27 @@ def paired(differences: Sequence[float]) -> Paired:
     from scipy.stats import t
 
     num, mean = len(differences), math.fsum(differences) / len(differences)
-    p = t_test_p(differences)
-    if p is None:
+    if num < 2:
         return Paired(mean, None, None, None, None, num)
     deviation = float(np.std(differences, ddof=1)) if len(set(differences)) > 1 else 0.0
     half = float(t.ppf((1 + CONFIDENCE) / 2, num - 1)) * deviation / math.sqrt(num)
     effect = mean / deviation if deviation else None
     around = None if effect is None else effect_interval(effect, num)
-    return Paired(mean, (mean - half, mean + half), p, effect, around, num)
+    return Paired(mean, (mean - half, mean + half), t_test_p(differences), effect, around, num)
 
 
 def t_test_p(differences: Sequence[float]) -> float | None:
-    """Return the two-sided p-value of Student's t; 1 where nothing differs, None for a single value."""
+    """Return the two-sided p-value of Student's t; 1 where nothing differs.
+
+    None where nothing can be decided: for a single value, and for values that are all the same but not zero,
+    whose standard error of zero says nothing about how they spread.
+    """
     from scipy.stats import ttest_1samp
 
     if len(differences) < 2:
         return None
     if len(set(differences)) == 1:
-        return 1.0
+        return None if differences[0] else 1.0
     return float(ttest_1samp(differences, 0.0).pvalue)
 
 

@@ -113,10 +113,9 @@ def _ahead(results: Results, method: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = [{"method": method, "preference": kind} for method, kind in others]
     for way in ("fixed", "tuned"):
         tests = [_difference(results, ours, other, way) for other in others]
-        known = [test["p"] for test in tests if test["p"] is not None]
-        corrected = holm(known) if len(known) == len(tests) else [None] * len(tests)
-        for row, test, p in zip(rows, tests, corrected, strict=True):
-            row[way] = test | {"holm": p}
+        corrected = iter(holm([test["p"] for test in tests if test["p"] is not None], len(tests)))
+        for row, test in zip(rows, tests, strict=True):
+            row[way] = test | {"holm": None if test["p"] is None else next(corrected)}
     return rows
 
 
