@@ -5,6 +5,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.reporting.card_file import write_own_card
+from hub_magmax.reporting.diagnosis import verdict
 from hub_magmax.reporting.pair_metrics import METRICS
 from tests.browser import Page, find_browser
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
@@ -86,7 +88,7 @@ def test_counts_of_models_that_always_say_the_same_by_hand(made):
 def test_what_was_not_measured_is_named_with_the_command_that_would(made):
     found, locked = judged(made)
     merges, broke, worst = parts(found, locked)
-    assert merges.answer.startswith("Not predicted: no history of finished merges was given. Accuracy is ")
+    assert merges.answer.startswith("Not predicted: no prediction for these tasks was found. Accuracy is ")
     assert dict(merges.unmeasured) == {
         "a prediction": "hub-magmax predict-merge recipe.yaml --history FOLDER",
         "metrics of pairs": "hub-magmax diagnose recipe.yaml --metrics",
@@ -101,17 +103,46 @@ def test_what_was_not_measured_is_named_with_the_command_that_would(made):
     commands = [command for part in parts(nothing, locked) for _, command in part.unmeasured]
     assert commands.count("hub-magmax evaluate recipe.yaml") == 3
     assert "Not measured" in render_judgement(nothing, locked, "merged")
+    assert nothing.to_dict()["won"] is None and nothing.to_dict()["lost"] is None
+
+
+def with_answers(made, folder, answers):
+    """Return the judgement of the merge as if it had given these answers, and its lock."""
+    locked, recipe = read_lock(made / "merged" / LOCK_NAME), load_recipe(made / "recipe.yaml")
+    write_scores(scores_of(answers), folder)
+    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"path": str(folder)})})
+    return judge(recipe, locked), locked
+
+
+def test_own_checkpoints_without_a_right_answer_lose_none_and_what_was_won_is_told(tmp_path, made):
+    answers = {(m, t): [0, 0, 0, 0] for m in ("base_model", "own") for t in "ab"}
+    answers |= {("merged", "a"): [1, 1, 0, 0], ("merged", "b"): [0, 0, 0, 1]}
+    found, locked = with_answers(made, tmp_path, answers)
+    told = "The own checkpoints have no right answer; 3 wrong ones are right now."
+    assert parts(found, locked)[1].answer == told
+    assert sentence(found, locked).endswith(told)
+    assert [row[-1] for row in parts(found, locked)[1].rows] == ["1", "2"]
+    assert found.lost is None and found.to_dict()["won"] == 3
+
+
+def test_scores_that_are_not_right_or_wrong_have_nothing_lost_or_won(tmp_path, made):
+    answers = {(m, t): [0.5, 0.25, 0.5] for m in ("base_model", "own", "merged") for t in "ab"}
+    found, locked = with_answers(made, tmp_path, answers)
+    assert parts(found, locked)[1].answer.startswith("Scores are not right or wrong")
+    assert "right answer" not in sentence(found, locked)
+    assert found.to_dict()["won"] is None
+
+
+def test_predictions_of_one_task_which_are_none_are_set_aside(tmp_path, made):
+    write_predictions(MergePredictions((), (), {}), tmp_path / "predictions.json")
+    found = judge(load_recipe(made / "recipe.yaml"), judged(made)[1], ResultFiles(tmp_path))
+    assert found.predictions is None
 
 
 def test_counts_agree_with_a_plain_count_of_the_stored_answers(tmp_path, made):
-    locked = read_lock(made / "merged" / LOCK_NAME)
-    rng, folder = np.random.default_rng(0), tmp_path / "merged"
-    folder.mkdir()
+    rng = np.random.default_rng(0)
     answers = {(m, t): rng.integers(0, 2, 200) for m in ("base_model", "own", "merged") for t in "ab"}
-    write_scores(scores_of(answers), folder)
-    recipe = load_recipe(made / "recipe.yaml")
-    recipe = recipe.model_copy(update={"output": recipe.output.model_copy(update={"path": str(folder)})})
-    found = judge(recipe, locked)
+    found, _ = with_answers(made, tmp_path, answers)
     for one in found.broken:
         base, own, merged = (answers[model, one.loss.task] for model in ("base_model", "own", "merged"))
         triples = [*zip(base, own, merged, strict=True)]
@@ -150,10 +181,13 @@ def test_predictions_and_their_worth_are_told_whether_made_refused_or_known(tmp_
     recipe = load_recipe(made / "recipe.yaml")
     (first, *_), told = parts(judge(recipe, locked, beside), locked), "of its checkpoints' scores"
     assert first.answer.startswith(f"Predicted to keep 90 % by metrics and 90 % by tasks {told}. Accuracy")
-    assert "for a task left out of 9 merges: by metrics r 0.50, 6 points off" in first.facts[0]
+    assert first.facts[0] == (
+        "Predictions for 2 tasks, tested on 9 merges by leaving out each task in turn; r between predicted "
+        "and measured, and mean error: by metrics 0.50 and 6 points; by tasks 0.50 and 6 points."
+    )
     cases = {
         "Not predicted: too far.": predictions(locked, None, "too far"),
-        f"{told} although this merge itself is in the history.": predictions(locked, 0.9, measured=0.5),
+        f"{told} (this merge itself is in the history).": predictions(locked, 0.9, measured=0.5),
         "Not predicted: no merge by this method is in the history.": replace(
             predictions(locked, 0.9),
             predictions=(Prediction(("a", "b"), "other", None, Told(1.0), Told(1.0)),),
@@ -165,10 +199,48 @@ def test_predictions_and_their_worth_are_told_whether_made_refused_or_known(tmp_
         replace(predictions(locked, 0.9), predictions=(Prediction(("x",), "", None, Told(1.0), Told(1.0)),)),
         place,
     )
-    assert judge(recipe, locked, beside).predictions is None, "of other tasks"
+    of_others = judge(recipe, locked, beside)
+    assert of_others.predictions is None
+    answer = parts(of_others, locked)[0].answer
+    assert answer.startswith("Not predicted: no prediction for these tasks was found. ")
     place.write_text("{}")
     with pytest.raises(hm.HubMagmaxError, match="no predictions of this version"):
         judge(recipe, locked, beside)
+
+
+@pytest.mark.parametrize(
+    ("measured", "kept", "expected"),
+    [
+        ((0.9, 0.76, 0.8), None, "Among the 3 pairs merged by themselves, a and c kept least: 76 %."),
+        (
+            (0.9, None, 0.8),
+            0.7,
+            "Among the 3 pairs measured or predicted, a and c are predicted to keep least: "
+            "70 % by metrics and 70 % by tasks.",
+        ),
+        ((None, 0.76, None), None, "Only one pair is measured or predicted: a and c kept 76 %."),
+        (
+            (None, None, None),
+            0.7,
+            "Among the 3 pairs, a and b are predicted to keep least: 70 % by metrics and 70 % by tasks.",
+        ),
+    ],
+)
+def test_the_pair_that_keeps_least_is_told_with_how_it_is_known(made, measured, kept, expected):
+    found, locked = judged(made)
+    pairs = zip([("a", "b"), ("a", "c"), ("b", "c")], measured, strict=True)
+    told = Told(kept, "" if kept else "too few")
+    of_pairs = tuple(Prediction(pair, found.method, value, told, told) for pair, value in pairs)
+    of_three = replace(found, tasks=("a", "b", "c"), predictions=MergePredictions(of_pairs, (), {}))
+    assert expected in parts(of_three, locked)[0].facts
+
+
+def test_a_diagnosis_is_told_where_it_names_checkpoints_to_look_at(made):
+    found, locked = judged(made)
+    for suspects, told in ((("a",), ["Diagnosis: Do not merge before looking at a."]), ((), [])):
+        diagnosis = SimpleNamespace(suspects=suspects, verdict=verdict(suspects, notes=True), metrics=None)
+        facts = parts(replace(found, diagnosis=diagnosis), locked)[0].facts
+        assert [*facts] == told
 
 
 def test_blind_spots_of_language_models_are_told_or_named_as_not_measured(made):

@@ -83,7 +83,7 @@ def sentence(found: Judgement, locked: Lock) -> str:
         return "Not scored: what this merge lost is not known."
     below, rest = result(found.scores, locked)
     if found.lost is None:
-        return " ".join(filter(None, (below, rest)))
+        return " ".join(filter(None, (below, rest, _nothing_to_lose(found))))
     lost, right = found.lost
     text = (
         f"It lost {lost:,} of the {right:,} right answers that the tasks' own checkpoints give"
@@ -93,6 +93,13 @@ def sentence(found: Judgement, locked: Lock) -> str:
     if lost and len(found.broken) > 1 and worst.flip_rate is not None:
         text += f", most on {_name(worst.task)} ({100 * worst.flip_rate:.0f} %)"
     return f"{below} {text}.".strip()
+
+
+def _nothing_to_lose(found: Judgement) -> str:
+    """Return what was won where no answer could be lost; nothing where answers are not right or wrong."""
+    if found.num_won is None:
+        return ""
+    return f"The own checkpoints have no right answer; {found.num_won:,} wrong ones are right now."
 
 
 def parts(found: Judgement, locked: Lock) -> tuple[Part, ...]:
@@ -152,8 +159,8 @@ def _will_it_merge(found: Judgement, locked: Lock) -> Part:
         unmeasured.append(("a prediction", "hub-magmax predict-merge recipe.yaml --history FOLDER"))
     else:
         facts += [*_pairs_told(found), *_worth_told(found)]
-    if found.diagnosis is not None:
-        facts.append(f"Looked at before: {found.diagnosis.verdict[:1].lower()}{found.diagnosis.verdict[1:]}")
+    if found.diagnosis is not None and found.diagnosis.suspects:
+        facts.append(f"Diagnosis: {found.diagnosis.verdict}")
     metrics = found.diagnosis.metrics if found.diagnosis else None
     rows = _metric_rows(metrics, found.tasks) if metrics else []
     if not rows:
@@ -178,7 +185,7 @@ def _will_it_merge(found: Judgement, locked: Lock) -> Part:
 
 def _predicted(found: Judgement) -> str:
     if found.predictions is None:
-        return "Not predicted: no history of finished merges was given."
+        return "Not predicted: no prediction for these tasks was found."
     if (made := found.prediction) is None:
         reasons = dict.fromkeys(_refusals(found.predictions.predictions[-1:]))
         return f"Not predicted: {next(iter(reasons), 'no merge by this method is in the history')}."
@@ -189,7 +196,7 @@ def _predicted(found: Judgement) -> str:
     ]
     if not told:
         return f"Not predicted: {'; '.join(dict.fromkeys(_refusals([made])))}."
-    known = " although this merge itself is in the history" if made.measured is not None else ""
+    known = " (this merge itself is in the history)" if made.measured is not None else ""
     return f"Predicted to keep {listed(told)} of its checkpoints' scores{known}."
 
 
@@ -208,20 +215,24 @@ def _kept(found: Judgement, locked: Lock) -> str:
 
 # Complex only by count: comprehensions over pairs, and over what is told of one.
 def _pairs_told(found: Judgement) -> Iterator[str]:
-    """Yield which pair of tasks is predicted to keep least."""
+    """Yield which pair of tasks keeps least, measured or predicted."""
     known = {made.tasks: value for made in found.pairs if (value := _kept_of_pair(made)) is not None}
     if not known:
         return
     pair = min(known, key=lambda tasks: known[tasks])
     made = next(one for one in found.pairs if one.tasks == pair)
-    by = {"measured": made.measured}  # to which predictions would have been fitted
+    by, verb = {"": made.measured}, "kept"  # predictions would have been fitted to it
     if made.measured is None:
-        by = {"by metrics": made.by_metrics.kept, "by tasks": made.by_tasks.kept}
-    told = [f"{100 * value:.0f} % {how}" for how, value in by.items() if value is not None]
-    yield (
-        f"Of {number_of(len(known), 'pair')} alone, {listed([_name(task) for task in pair])} keep least: "
-        f"{listed(told)}."
-    )
+        by = {" by metrics": made.by_metrics.kept, " by tasks": made.by_tasks.kept}
+        verb = "are predicted to keep"
+    told = listed([f"{100 * value:.0f} %{how}" for how, value in by.items() if value is not None])
+    named = f"{listed([_name(task) for task in pair])} {verb}"
+    if len(known) == 1:
+        yield f"Only one pair is measured or predicted: {named} {told}."
+        return
+    are_measured = {one.measured is not None for one in found.pairs if one.tasks in known}
+    how = " measured or predicted" if len(are_measured) > 1 else " merged by themselves" * are_measured.pop()
+    yield f"Among the {len(known)} pairs{how}, {named} least: {told}."
 
 
 def _kept_of_pair(made: Prediction) -> float | None:
@@ -235,14 +246,14 @@ def _worth_told(found: Judgement) -> Iterator[str]:
         made = found.footing(size)
         by = {"by metrics": made.by_metrics, "by tasks": made.by_tasks} if made else {}
         told = [
-            f"{how} r {'unknown' if one.r is None else f'{one.r:.2f}'}, {100 * one.error:.0f} points off"
+            f"{how} {'unknown' if one.r is None else f'{one.r:.2f}'} and {100 * one.error:.0f} points"
             for how, one in by.items()
             if one is not None
         ]
         if made and told:
             yield (
-                f"Predictions of {size} tasks, for a task left out of {number_of(made.num_merges, 'merge')}: "
-                f"{'; '.join(told)}."
+                f"Predictions for {size} tasks, tested on {number_of(made.num_merges, 'merge')} by leaving "
+                f"out each task in turn; r between predicted and measured, and mean error: {'; '.join(told)}."
             )
 
 
@@ -271,7 +282,7 @@ def _what_broke(found: Judgement, locked: Lock) -> Part:
         facts += _blind_spots_told(found.blind_spots)
     elif found.scores and found.scores.pipeline_tag == "text-generation":
         unmeasured.append(("blind spots", "hub-magmax blindspots recipe.yaml"))
-    if found.lost is None:
+    if found.num_won is None:
         answer = "Scores are not right or wrong: what each task lost is in the table."
         head: tuple[str, ...] = ("task", "change")
         unit = unit_of(found.scores)
@@ -279,11 +290,13 @@ def _what_broke(found: Judgement, locked: Lock) -> Part:
             (_name(one.loss.task), _change(one.loss, unit)) for one in found.broken
         ]
     else:
-        lost, right = found.lost
-        answer = (
-            f"{lost:,} of {right:,} right answers of the own checkpoints are wrong now, and "
-            f"{found.num_won:,} wrong ones are right."
-        )
+        answer = _nothing_to_lose(found)
+        if found.lost is not None:
+            lost, right = found.lost
+            answer = (
+                f"{lost:,} of {right:,} right answers of the own checkpoints are wrong now, and "
+                f"{found.num_won:,} wrong ones are right."
+            )
         head = ("task", "right before", "lost", "of these, base model right", "won")
         rows = [_broken_row(one) for one in found.broken]
     return Part(question, answer, tuple(facts), head, tuple(rows[:_MOST_ROWS]), tuple(unmeasured))

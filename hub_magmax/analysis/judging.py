@@ -114,16 +114,20 @@ class Judgement(Tabular):
     def lost(self) -> tuple[int, int] | None:
         """Right answers of the own checkpoints that are wrong now, and how many there were, over all tasks.
 
-        None where there were none, or scores are not right or wrong.
+        None where there was none, or scores are not right or wrong; of the latter, `num_won` is None, too.
         """
         parts = [one.loss for one in self.broken if one.loss.flip_rate is not None]
         right = sum(loss.right_before or 0 for loss in parts)
         return (sum(loss.flipped or 0 for loss in parts), right) if right else None
 
     @property
-    def num_won(self) -> int:
-        """Answers that the own checkpoints had wrong and that are right now, over all tasks."""
-        return sum(one.num_won or 0 for one in self.broken)
+    def num_won(self) -> int | None:
+        """Answers that the own checkpoints had wrong and that are right now, over all tasks.
+
+        None where no task has answers that are right or wrong.
+        """
+        counts = [one.num_won for one in self.broken if one.num_won is not None]
+        return sum(counts) if counts else None
 
     def table(self, form: Format = "text") -> str:
         """Return a row for each task."""
@@ -204,10 +208,15 @@ def judge(recipe: Recipe, locked: Lock, beside: ResultFiles | None = None) -> Ju
         assess(scores, locked.preference.shares),
         broken,
         _tail(scores, broken[0].loss.task) if scores and broken else None,
-        predictions if predictions and predictions.predictions[-1].tasks == tasks else None,
+        predictions if predictions and _of_all(predictions) == tasks else None,
         diagnosis if diagnosis and diagnosis.tasks == tasks else None,
         _blind_spots(places, recipe),
     )
+
+
+def _of_all(predictions: MergePredictions) -> tuple[str, ...]:
+    """Return all tasks that were predicted together; none of a recipe of one task."""
+    return next((made.tasks for made in predictions.predictions[-1:]), ())
 
 
 def _blind_spots(places: Sequence[ResultFiles], recipe: Recipe) -> BlindSpots | None:
