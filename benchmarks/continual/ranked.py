@@ -79,10 +79,13 @@ def _verdict(row: Mapping[str, Any], is_confirming: bool) -> str:
         shown += f"; p {probability(row['holm'])}"
     claim = next(claim for claim in CLAIMS if claim.id == row["id"])
     if claim.behind.method == BEST:
-        method, preference, way = row["rival"]
         shown += "; it is " if is_full else f"; best of {row['num_rivals']} measured: "
-        shown += f"`{method}`, {preference}, {'λ tuned' if way == 'tuned' else 'λ fixed in hindsight'}"
+        shown += _rival(*row["rival"])
     return f"{shown}: **{row['verdict']}**" if is_confirming else shown
+
+
+def _rival(method: str, preference: str, way: str) -> str:
+    return f"`{method}`, {preference}, {'λ tuned' if way == 'tuned' else 'λ fixed in hindsight'}"
 
 
 # Complex only by count: a comprehension for each axis of the table.
