@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import random
@@ -14,6 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from benchmarks.blindspots import CLASSES, NUM_TEST, NUM_TRAIN, Rows, definitions
+from hub_magmax.files import sha256_of
 
 #: Classes of definitions of verbs, by their numbers in WordNet (lexnames(5WN)).
 VERBS = {"change": 30, "communication": 32, "contact": 35, "motion": 38}
@@ -45,9 +45,7 @@ class Sources:
     def digests(self) -> dict[str, str]:
         """Return the first 16 digits of the sha256 of every file that is read."""
         files = (*self.llm.glob("*.gguf"), *(self.wordnet / f"data.{kind}" for kind in ("noun", "verb")))
-        return {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in (*files, self.films)
-        }
+        return {path.name: sha256_of(path)[:16] for path in (*files, self.films)}
 
     def rows(self, seed: int) -> dict[str, Rows]:
         """Return the examples of every task: those to test, to validate and to train with, in this order."""

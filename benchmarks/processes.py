@@ -11,7 +11,6 @@ it is in the processes) counts; the merge alone is told as well, as the last run
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 from benchmarks import performance, timing
 from benchmarks.families import make_family
 from benchmarks.run import METHODS, NUM_TASKS, merge
+from hub_magmax.files import sha256_of
 
 CHOSEN = ("average", "tunable_magmax, algorithm-1", "tunable_magmax, top-n")
 #: Small enough for two processes to share the files of a small model fairly.
@@ -39,12 +39,7 @@ _DIFFERS = "merge_report.json"
 
 def digests(folder: Path) -> dict[str, str]:
     """Return the sha256 of every file of a merged model that must not depend on who made it, by name."""
-    found = {}
-    for path in sorted(folder.iterdir()):
-        if path.name != _DIFFERS:
-            with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: sha256_of(path) for path in sorted(folder.iterdir()) if path.name != _DIFFERS}
 
 
 def merging_seconds(folder: Path) -> float:

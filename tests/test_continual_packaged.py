@@ -22,7 +22,6 @@ from benchmarks.continual.packaged import (
     packaged_family,
     sentiment,
 )
-from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.results import measure
 from hub_magmax.analysis.candidates import Candidate
 from hub_magmax.analysis.tuning import CandidateScorer
@@ -31,17 +30,10 @@ from hub_magmax.evaluation.evaluators import columns_of, get_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.matching import locked_method
+from tests.test_continual import PROTOCOL as SMALL
 from tests.test_walkthrough import make_sources
 
-PROTOCOL = Protocol(
-    mixtures=((3, 1),),
-    draws=1,
-    largest=20,
-    scalings=(0.5, 1.0),
-    ratios=(0.5, 2.0),
-    sizes=(1, 5),
-    subsets=1,
-)
+PROTOCOL = replace(SMALL, mixtures=((3, 1),), largest=20)
 
 
 @pytest.fixture(scope="module")

@@ -72,10 +72,8 @@ class FrozenStart:
             return self._kept[id(self._batch)][1]
         found = forward(hidden, *args, **kwargs)
         if self._is_valid and self._batch is not None and isinstance(found, Tensor):
-            self._kept[id(self._batch)] = (
-                self._batch,
-                found,
-            )  # the batch is kept, so that its id stays its own
+            # With the batch, so that its id stays its own.
+            self._kept[id(self._batch)] = self._batch, found
         return found
 
 

@@ -11,7 +11,6 @@ of the texts is stored with results but the SHA-256 of the files that they are r
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,7 +28,7 @@ from benchmarks.continual.sources import NUM_STATISTICS, Family, joined
 from benchmarks.sentence_classifiers import NUM_STEPS, learn, make_base, unlearned
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.data import load_examples
-from hub_magmax.files import write_text
+from hub_magmax.files import sha256_of, write_text
 from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.recipe.values import Data
 
@@ -196,11 +195,7 @@ def _over_tasks(parts: Mapping[str, Classes]) -> dict[str, list[str]]:
 
 
 def _hashes(paths: Iterable[Path]) -> dict[str, str]:
-    found = {}
-    for path in paths:
-        with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+    return {path.name: sha256_of(path) for path in paths}
 
 
 READERS: Mapping[str, Callable[[Path, int], Texts]] = {

@@ -8,7 +8,6 @@ would need their outcomes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import subprocess
@@ -29,7 +28,7 @@ from benchmarks.continual.sources import Family
 from hub_magmax.analysis.candidates import Candidate, candidates
 from hub_magmax.analysis.tuning import Trial, best
 from hub_magmax.evaluation.evaluators import Outcome
-from hub_magmax.files import digest, write_text
+from hub_magmax.files import digest, sha256_of, write_text
 from hub_magmax.methods import get_method
 from hub_magmax.recipe.matching import locked_method
 from hub_magmax.recipe.schema import Compare, Method
@@ -212,10 +211,7 @@ def _identity(family: Family) -> list[Any]:
     files = [
         file for place in (family.base_model, *family.tasks.values()) for file in place.glob("*.safetensors")
     ]
-    hashes = []
-    for path in sorted(files):
-        with path.open("rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    hashes = [sha256_of(path) for path in sorted(files)]
     return [family.name, list(family.tasks), family.owners.tolist(), hashes]
 
 
