@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks import wordnet
 from benchmarks.cards import reduced
-from hub_magmax.analysis.judgement_page import parts, sentence
+from hub_magmax.analysis.judgement_answers import parts, sentence
 from hub_magmax.analysis.judging import judge
 from hub_magmax.files import write_text
 from hub_magmax.recipe.loading import load_recipe
@@ -104,7 +104,9 @@ def section(found: Mapping[str, Any]) -> Iterator[str]:
             yield _row(part["head"])
             yield "|---|" + "---:|" * (len(part["head"]) - 1)
             yield from (*map(_row, part["rows"]), "")
-        yield from (*(f"- {fact}" for fact in part["facts"]), "")
+        yield from (f"- {fact}" for fact in part["facts"])
+        yield from (f"- {why} `{command}`" for why, command in part["commands"])
+        yield ""
 
 
 def _row(cells: Sequence[str]) -> str:

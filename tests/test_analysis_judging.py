@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import hub_magmax as hm
-from hub_magmax.analysis.judgement_page import PUBLISHED_WEIGHTS, parts, render_judgement, sentence
+from hub_magmax.analysis.judgement_answers import parts, sentence
+from hub_magmax.analysis.judgement_before import PUBLISHED_WEIGHTS
+from hub_magmax.analysis.judgement_page import in_words, render_judgement
 from hub_magmax.analysis.judging import Judgement, judge
 from hub_magmax.analysis.merge_history import method_label
 from hub_magmax.analysis.mergeability import Worth
@@ -76,10 +78,12 @@ def test_counts_of_models_that_always_say_the_same_by_hand(made):
     assert found.lost == (30, 33) and found.num_won == 10
     assert found.kept == pytest.approx((10 / 30 + 1) / 2)
     assert sentence(found, locked) == (
-        "Below its base model on average (23.3 % against 26.7 %) and on 1 of 2 tasks, a (33.3 % → 16.7 %). "
-        "It lost 30 of the 33 right answers that the tasks' own checkpoints give (90.9 % [76.4, 96.9]), "
-        "most on a (100 %)."
+        "Did not merge. Below its base model on average (23.3 % against 26.7 %) and on 1 of 2 tasks, a "
+        "(33.3 % → 16.7 %). It lost 30 of the 33 right answers that the tasks' own checkpoints give (90.9 % "
+        "[76.4, 96.9]), most on a (100 %)."
     )
+    assert found.verdict == "no"
+
     # Its errors are of two sizes and heap up: nothing is said of the shape of their tail.
     assert found.tail is not None and found.tail.failed is not None
     assert found.tail.samples[0].num_examples == 60
@@ -87,11 +91,12 @@ def test_counts_of_models_that_always_say_the_same_by_hand(made):
 
 def test_what_was_not_measured_is_named_with_the_command_that_would(made):
     found, locked = judged(made)
-    merges, broke, worst = parts(found, locked)
-    assert merges.answer.startswith("Not predicted: no prediction for these tasks was found. Accuracy is ")
-    assert dict(merges.unmeasured) == {
-        "a prediction": "hub-magmax predict-merge recipe.yaml --history FOLDER",
-        "metrics of pairs": "hub-magmax diagnose recipe.yaml --metrics",
+    merges, broke, worst, _, before = parts(found, locked)
+    assert merges.answer.startswith("No. Accuracy is ")
+    assert merges.facts == ("Not predicted: no prediction for these tasks was found.",)
+    assert dict(merges.commands + before.commands) == {
+        "Not measured: a prediction.": "hub-magmax predict-merge recipe.yaml --history FOLDER",
+        "Not measured: metrics of pairs.": "hub-magmax diagnose recipe.yaml --metrics",
     }
     assert (
         broke.answer
@@ -100,10 +105,59 @@ def test_what_was_not_measured_is_named_with_the_command_that_would(made):
     assert "REFUSED, by the gate of " in worst.facts[0]
     nothing = Judgement(found.tasks, found.method)
     assert sentence(nothing, locked) == "Not scored: what this merge lost is not known."
-    commands = [command for part in parts(nothing, locked) for _, command in part.unmeasured]
-    assert commands.count("hub-magmax evaluate recipe.yaml") == 3
+    commands = [command for part in parts(nothing, locked) for _, command in part.commands]
+    assert commands.count("hub-magmax evaluate recipe.yaml") == 4
     assert "Not measured" in render_judgement(nothing, locked, "merged")
     assert nothing.to_dict()["won"] is None and nothing.to_dict()["lost"] is None
+    assert nothing.verdict is None and "evaluate recipe.yaml" in in_words(nothing, locked)
+
+
+def test_scores_of_base_own_checkpoint_and_merge_stand_in_one_table(made):
+    found, locked = judged(made)
+    merges = parts(found, locked)[0]
+    assert merges.head == ("task", "base model", "own checkpoint", "merged", "change from own", "kept of own")
+    a, b = merges.rows
+    assert (a[:4], a[5]) == (("a", "33.3", "50.0", "16.7"), "33 %")
+    assert a[4].startswith("−33.3 [−") and b == ("b", "20.0", "30.0", "30.0", "+0.0 [+0.0, +0.0]", "100 %")
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "merged", "expected"),
+    [
+        ([1] * 20 + [0] * 80, [1] * 90 + [0] * 10, [1] * 89 + [0] * 11, "yes"),
+        ([1] * 20 + [0] * 80, [1] * 90 + [0] * 10, [1] * 60 + [0] * 40, "in part"),
+        ([1] * 50 + [0] * 50, [1] * 90 + [0] * 10, [1] * 20 + [0] * 80, "no"),
+        ([1] * 50 + [0] * 50, [1] * 90 + [0] * 10, [1] * 49 + [0] * 51, "in part"),  # below by chance
+        ([1] * 20 + [0] * 80, [1] * 90 + [0] * 10, [1] * 44 + [0] * 56, "no"),  # less than half is kept
+        ([1] * 90 + [0] * 10, [1] * 90 + [0] * 10, [1] * 90 + [0] * 10, "yes"),
+    ],
+)
+def test_the_verdict_by_hand(tmp_path, made, base, own, merged, expected):
+    answers = {("base_model", t): base for t in "ab"} | {("own", t): own for t in "ab"}
+    found, locked = with_answers(made, tmp_path, answers | {("merged", t): merged for t in "ab"})
+    assert found.verdict == expected == found.to_dict()["verdict"]
+    steps = [command for _, command in parts(found, locked)[3].commands]
+    verbs = ("compare", "sweep", "route") if expected != "yes" else ()
+    assert steps == [f"hub-magmax {verb} recipe.yaml" for verb in verbs]
+    words = {"yes": "Merged well.", "in part": "Merged in part.", "no": "Did not merge."}
+    assert sentence(found, locked).startswith(words[expected])
+
+
+def test_a_task_that_the_preference_leaves_out_decides_no_verdict(tmp_path, made):
+    bad, good = [0] * 40, [1] * 40
+    answers = {(m, t): good for m in ("base_model", "own") for t in "ab"}
+    found, _ = with_answers(made, tmp_path, answers | {("merged", "a"): good, ("merged", "b"): bad})
+    assert found.verdict == "no"
+    only_a = replace(found, assessment=assess(found.scores, {"a": 1.0, "b": 0.0}))
+    assert only_a.verdict == "yes"
+
+
+def test_a_checkpoint_below_the_base_model_on_its_own_task_is_to_be_looked_at(tmp_path, made):
+    answers = {("base_model", t): [1, 1, 1, 1] for t in "ab"} | {("own", t): [1, 1, 0, 0] for t in "ab"}
+    found, locked = with_answers(made, tmp_path, answers | {("merged", t): [1, 1, 1, 1] for t in "ab"})
+    [(why, command)] = parts(found, locked)[3].commands
+    assert why.startswith("a: its own checkpoint is below the base model")
+    assert command == "hub-magmax diagnose recipe.yaml" and found.verdict == "yes"
 
 
 def with_answers(made, folder, answers):
@@ -179,9 +233,9 @@ def test_predictions_and_their_worth_are_told_whether_made_refused_or_known(tmp_
     write_predictions(predictions(locked, 0.9), place)
     beside = ResultFiles(tmp_path)
     recipe = load_recipe(made / "recipe.yaml")
-    (first, *_), told = parts(judge(recipe, locked, beside), locked), "of its checkpoints' scores"
-    assert first.answer.startswith(f"Predicted to keep 90 % by metrics and 90 % by tasks {told}. Accuracy")
-    assert first.facts[0] == (
+    (first, *_, before), told = parts(judge(recipe, locked, beside), locked), "of its checkpoints' scores"
+    assert first.facts == (f"Predicted to keep 90 % by metrics and 90 % by tasks {told}.",)
+    assert before.facts[0] == (
         "Predictions for 2 tasks, tested on 9 merges by leaving out each task in turn; r between predicted "
         "and measured, and mean error: by metrics 0.50 and 6 points; by tasks 0.50 and 6 points."
     )
@@ -194,15 +248,15 @@ def test_predictions_and_their_worth_are_told_whether_made_refused_or_known(tmp_
         ),
     }
     for expected, one in cases.items():
-        assert expected in parts(replace(found, predictions=one), locked)[0].answer
+        assert expected in parts(replace(found, predictions=one), locked)[0].facts[0]
     write_predictions(
         replace(predictions(locked, 0.9), predictions=(Prediction(("x",), "", None, Told(1.0), Told(1.0)),)),
         place,
     )
     of_others = judge(recipe, locked, beside)
     assert of_others.predictions is None
-    answer = parts(of_others, locked)[0].answer
-    assert answer.startswith("Not predicted: no prediction for these tasks was found. ")
+    told = parts(of_others, locked)[0].facts
+    assert told == ("Not predicted: no prediction for these tasks was found.",)
     place.write_text("{}")
     with pytest.raises(hm.HubMagmaxError, match="no predictions of this version"):
         judge(recipe, locked, beside)
@@ -232,14 +286,14 @@ def test_the_pair_that_keeps_least_is_told_with_how_it_is_known(made, measured, 
     told = Told(kept, "" if kept else "too few")
     of_pairs = tuple(Prediction(pair, found.method, value, told, told) for pair, value in pairs)
     of_three = replace(found, tasks=("a", "b", "c"), predictions=MergePredictions(of_pairs, (), {}))
-    assert expected in parts(of_three, locked)[0].facts
+    assert expected in parts(of_three, locked)[-1].facts
 
 
 def test_a_diagnosis_is_told_where_it_names_checkpoints_to_look_at(made):
     found, locked = judged(made)
     for suspects, told in ((("a",), ["Diagnosis: Do not merge before looking at a."]), ((), [])):
         diagnosis = SimpleNamespace(suspects=suspects, verdict=verdict(suspects, notes=True), metrics=None)
-        facts = parts(replace(found, diagnosis=diagnosis), locked)[0].facts
+        facts = parts(replace(found, diagnosis=diagnosis), locked)[-1].facts
         assert [*facts] == told
 
 
@@ -249,7 +303,8 @@ def test_blind_spots_of_language_models_are_told_or_named_as_not_measured(made):
     scores = scores_of(answers, pipeline_tag="text-generation")
     found, _ = judged(made)
     found = replace(found, scores=scores, assessment=assess(scores, locked.preference.shares))
-    assert dict(parts(found, locked)[1].unmeasured) == {"blind spots": "hub-magmax blindspots recipe.yaml"}
+    blind = {"Not measured: blind spots.": "hub-magmax blindspots recipe.yaml"}
+    assert dict(parts(found, locked)[1].commands) == blind
     before = Reached("a", "a", 0, 2, {"greedy": "100", "zero": "-00"}, ("110",), ("--0",))
     after = Reached("merged", "a", 0, 2, {"greedy": "100", "zero": "-00"}, ("000",), ("000",))
     spots = BlindSpots((before, after), ChainProtocol(grafts=("zero",)))
@@ -269,8 +324,11 @@ def test_the_verb_writes_a_page_that_the_card_links_as_long_as_it_is_of_its_scor
     recipe = made / "recipe.yaml"
     assert call("diagnose", recipe, "--metrics", "--rank", "2", "--examples", "2")[0] == 0
     code, out, _ = call("card", recipe, "--judgement")
-    assert code == 0 and out.startswith("Below its base model on average (23.3 % against 26.7 %)")
+    assert code == 0 and out.startswith(
+        "Did not merge. Below its base model on average (23.3 % against 26.7 %)"
+    )
     assert "How bad is the worst? Worst task: a, " in out
+    assert "Try every method and scaling on these examples: hub-magmax compare recipe.yaml" in out
     page = (made / "merged" / "judgement.html").read_text()
     assert "distance of gradients" in page and "overlap of directions" in page
     assert str(made) not in page and "a.parquet" in page

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from hub_magmax.analysis.predicting_merges import (
 )
 from hub_magmax.evaluation.assessment import Assessment, assess
 from hub_magmax.evaluation.blind_spots import BLIND_SPOTS_NAME, BlindSpots, read_blind_spots
-from hub_magmax.evaluation.intervals import wilson_interval
+from hub_magmax.evaluation.intervals import Difference, wilson_interval
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, Score, Scores, read_scores
 from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
 from hub_magmax.evaluation.tail_shape import MIN_SCORES, TailComparison, compare_tails
@@ -35,6 +35,12 @@ from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME, Diagnosis, read_diagnosis
 
 Found = TypeVar("Found")
+
+#: Answer to whether the models merged.
+Verdict = Literal["yes", "in part", "no"]
+
+#: Shares of its own checkpoint's score that a task has to keep to be called merged, and merged in part.
+KEPT, HALF = 0.95, 0.5
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,25 @@ class Judgement(Tabular):
         """Mean over the tasks of the merged model's score over the own checkpoint's, as it is predicted."""
         kept = self.assessment.kept if self.assessment else {}
         return sum(kept.values()) / len(kept) if kept else None
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """Whether the models merged, by the tasks that the preference asks for.
+
+        "no" where one of them keeps less than `HALF` of its own checkpoint's score, or is below the base
+        model by more than chance (the 95 % interval over examples; without single outcomes by the score);
+        "yes" where each keeps `KEPT`, or, where scores are no shares, is not behind its own checkpoint by
+        more than chance; "in part" otherwise. None where no task was scored with its own checkpoint beside.
+        """
+        rows = [row for row in self.assessment.rows if row.preference] if self.assessment else []
+        if not self.assessment or not any(row.to_own is not None for row in rows):
+            return None
+        kept = {row.task: share for row in rows if (share := self.assessment.kept.get(row.task)) is not None}
+        below = any(_is_behind(row.to_base, row.base_difference) for row in rows)
+        if below or any(share < HALF for share in kept.values()):
+            return "no"
+        behind = (_is_behind(row.to_own, row.own_difference) for row in rows if row.task not in kept)
+        return "in part" if any(behind) or any(share < KEPT for share in kept.values()) else "yes"
 
     @cached_property
     def prediction(self) -> Prediction | None:
@@ -165,6 +190,7 @@ class Judgement(Tabular):
         told = self.predictions.to_dict() if self.predictions else None
         lost = self.lost
         return {
+            "verdict": self.verdict,
             "kept": self.kept,
             "prediction": asdict(self.prediction) if self.prediction else None,
             "predictions": told,
@@ -174,6 +200,11 @@ class Judgement(Tabular):
             "tail": self.tail.to_dict() if self.tail else None,
             "assessment": self.assessment.to_dict() if self.assessment else None,
         }
+
+
+def _is_behind(change: float | None, seen: Difference | None) -> bool:
+    """Return whether a change is a loss beyond chance; of unknown intervals any loss is, of none none."""
+    return seen.high < 0 if seen is not None else change is not None and change < 0
 
 
 def share_lost(loss: ExampleLoss) -> Measured | None:
