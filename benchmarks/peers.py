@@ -216,6 +216,20 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def with_earlier(result: dict[str, Any], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what a call measured, with the rows of other methods that an earlier one stored for the size."""
+    measured = {row["method"]: row for row in result["rows"]}
+    kept = {row["method"]: {**row, "earlier": True} for row in (earlier or {}).get("rows", ())}
+    if earlier is None or kept.keys() <= measured.keys():
+        return result
+    rows = kept | measured
+    return result | {
+        "average_and_linear": result["average_and_linear"] or earlier["average_and_linear"],
+        "earlier_command": earlier["command"],
+        "rows": [rows[name] for name in PAIRS if name in rows],
+    }
+
+
 def package_version(python: str, package: str) -> str:
     code = f"import importlib.metadata as m; print(m.version({package!r}))"
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
@@ -230,7 +244,9 @@ def main() -> None:
     options = parser.parse_args()
     options.python = str(Path(options.python).absolute())  # a link, in an environment, that must stay one
     with timing.family_folder(options) as folder:
-        performance.show("peers", measure(folder, options), write=options.write)
+        earlier = performance.load().get("peers", {}).get(options.size)
+        result = with_earlier(measure(folder, options), earlier)
+        performance.show("peers", result, write=options.write)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,34 @@ def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
     assert "| nuslerp / nuslerp |" in page
 
 
+def test_rows_of_methods_that_a_call_leaves_out_are_kept_and_marked():
+    row = {"peer_method": "linear", "seconds": 1.0, "peer_seconds": 3.0, "peer_ratio": 3.0, "runs": 1}
+    row |= {"peer_runs": 1, "peak_memory_bytes": 10**6, "peer_peak_memory_bytes": 10**9}
+    facts = {
+        "model": "Llama",
+        "parameters": 10**9,
+        "dtype": "bfloat16",
+        "machine": "2 cores",
+        "peer": "mergekit",
+    }
+    facts |= {"peer_command": "run", "average_and_linear": {"different_share": 0.0, "most_steps": 0.0}}
+    before = facts | {"command": "first", "rows": [row | {"method": "sce"}, row | {"method": "average"}]}
+    now = facts | {
+        "command": "second",
+        "average_and_linear": {},
+        "rows": [row | {"method": "sce", "seconds": 2.0}],
+    }
+    found = peers.with_earlier(now, before)
+    assert [(r["method"], r["seconds"], "earlier" in r) for r in found["rows"]] == [
+        ("average", 1.0, True),
+        ("sce", 2.0, False),
+    ]
+    assert found["average_and_linear"] == before["average_and_linear"] and found["command"] == "second"
+    page = performance.page({"peers": {"1b": found}})
+    assert "| average / linear * |" in page and "earlier call (`first`)" in page
+    assert peers.with_earlier(before, now) == before and peers.with_earlier(now, None) == now
+
+
 def test_rules_alone_are_measured(tiny):
     result = selecting.measure(1000, tiny)
     assert [(row["rule"], row["tasks"]) for row in result["rows"]] == [
