@@ -219,13 +219,12 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 def with_earlier(result: dict[str, Any], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what a call measured, with the rows of other methods that an earlier one stored for the size."""
     measured = {row["method"]: row for row in result["rows"]}
-    kept = {row["method"]: {**row, "earlier": True} for row in (earlier or {}).get("rows", ())}
-    if earlier is None or kept.keys() <= measured.keys():
+    if earlier is None:
         return result
+    kept = {row["method"]: {"earlier": earlier["command"]} | row for row in earlier["rows"]}
     rows = kept | measured
     return result | {
         "average_and_linear": result["average_and_linear"] or earlier["average_and_linear"],
-        "earlier_command": earlier["command"],
         "rows": [rows[name] for name in PAIRS if name in rows],
     }
 

@@ -157,12 +157,14 @@ def _peers(result: Result) -> str:
 
 
 def _earlier(result: Result) -> str:
-    """Return where rows of an earlier call come from; nothing where there are none."""
-    if "earlier_command" not in result:
+    """Return where rows of earlier calls come from; nothing where there are none."""
+    commands = dict.fromkeys(row["earlier"] for row in result["rows"] if "earlier" in row)
+    if not commands:
         return ""
+    named = " and ".join(f"`{command}`" for command in commands)
     return (
-        f" Rows with * are of an earlier call (`{result['earlier_command']}`): the machine's speed differs "
-        "from call to call, so only numbers of one row compare."
+        f" Rows with * are of earlier calls ({named}): the machine's speed differs from call to call, so "
+        "only numbers of one row compare."
     )
 
 

@@ -142,14 +142,17 @@ def test_rows_of_methods_that_a_call_leaves_out_are_kept_and_marked():
         "rows": [row | {"method": "sce", "seconds": 2.0}],
     }
     found = peers.with_earlier(now, before)
-    assert [(r["method"], r["seconds"], "earlier" in r) for r in found["rows"]] == [
-        ("average", 1.0, True),
-        ("sce", 2.0, False),
+    assert [(r["method"], r["seconds"], r.get("earlier")) for r in found["rows"]] == [
+        ("average", 1.0, "first"),
+        ("sce", 2.0, None),
     ]
     assert found["average_and_linear"] == before["average_and_linear"] and found["command"] == "second"
     page = performance.page({"peers": {"1b": found}})
-    assert "| average / linear * |" in page and "earlier call (`first`)" in page
-    assert peers.with_earlier(before, now) == before and peers.with_earlier(now, None) == now
+    assert "| average / linear * |" in page and "earlier calls (`first`)" in page
+    assert peers.with_earlier(before, now)["rows"] == before["rows"][::-1]
+    assert peers.with_earlier(now, None) == now
+    again = peers.with_earlier(facts | {"command": "third", "rows": []}, found)
+    assert [row["earlier"] for row in again["rows"]] == ["first", "second"]
 
 
 def test_rules_alone_are_measured(tiny):
