@@ -69,8 +69,7 @@ def _share(right: str) -> float:
 
 def section(stored: Mapping[str, Any]) -> str:
     """Return the part of the page that is written from results."""
-    first, *_ = stored["seeds"].values()
-    found = Accuracies({seed: rows for seed, rows in stored["seeds"].items() if len(rows) >= len(first)})
+    found = complete(stored)
     rows = [row for one in found.seeds.values() for row in one]
     settings, seconds = stored["settings"], sum(row["seconds"] for row in rows)
     trained = sum(stored["training_seconds"][seed] for seed in found.seeds)
@@ -85,7 +84,7 @@ def section(stored: Mapping[str, Any]) -> str:
         f"{seconds / 60:.0f}."
     )
     parts = [
-        [_answer(found)],
+        [answer(found)],
         [told],
         _models(found),
         _uniform(found),
@@ -96,7 +95,13 @@ def section(stored: Mapping[str, Any]) -> str:
     return "\n" + "\n\n".join("\n".join(part) for part in parts) + "\n\n"
 
 
-def _answer(found: Accuracies) -> str:
+def complete(stored: Mapping[str, Any]) -> Accuracies:
+    """Return the accuracies of the seeds that have as many models as the first."""
+    first, *_ = stored["seeds"].values()
+    return Accuracies({seed: rows for seed, rows in stored["seeds"].items() if len(rows) >= len(first)})
+
+
+def answer(found: Accuracies) -> str:
     """Return a paragraph: how much of the format task is left, and what its weight gives back."""
     own, uniform = _spread(found.of([FORMAT], FORMAT)), WEIGHTS[0]
     lost, before = (_range(found, tasks, uniform) for tasks in ([FORMAT], [*CHOICES]))

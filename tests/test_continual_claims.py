@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks.continual import measuring, pages, verdicts
+from benchmarks.continual import elsewhere, measuring, pages, ranked, verdicts
 from benchmarks.continual.by_task import parts_of, sums_by_task
 from benchmarks.continual.claims import BEST, CLAIMS, CONFIRMED_ON, LABELS, LEVEL
 from benchmarks.continual.details import details
@@ -304,11 +304,16 @@ def test_the_best_of_some_rivals_does_not_test_the_claim(missing):
     own = {name: by_number["2"] for name, by_number in make_tables(results).items()}
     text = claims_table({("digits", "2"): own, ("definitions", "2"): own})
     line = next(line for line in text.splitlines() if "best rival" in line and "all tasks" in line)
-    found = f"+20.0 [19.8, 20.2]; best of {row['num_rivals']} measured: `ties`, labels, λ tuned"
-    assert line.endswith(f"| {found} | {found}: **not measured in full** |")
-    assert "2 not measured in full" in text and "p " not in found
+    assert line.endswith("| +20.0 [19.8, 20.2]: **not measured in full** |")
+    assert "2 not measured in full" in text
+    lines = ranked.tests_table(rows, "digits").splitlines()
+    [line] = (one for one in lines if "best rival" in one and "all tasks" in one)
+    rival = f"`ties`, labels, λ tuned, best of {row['num_rivals']} measured"
+    assert line.endswith(f"| +20.0 [19.8, 20.2] to {rival} |  |  |")
     told = answers({("definitions", "2"): (results, own)}).splitlines()[-1]
-    assert f"to `ties`, best of {row['num_rivals']} measured: not measured in full" in told
+    assert (
+        "to `ties` +20.0 [19.8, 20.2], p " in told and f"(the best of {row['num_rivals']}, not all)" in told
+    )
 
 
 def test_rivals_without_scores_by_task_are_not_measured_for_the_worst_task():
@@ -322,21 +327,48 @@ def test_rivals_without_scores_by_task_are_not_measured_for_the_worst_task():
 def test_every_question_is_answered_here_or_on_a_page_that_is_there():
     results = _families(2)
     own = {name: by_number["2"] for name, by_number in make_tables(results).items()}
-    lines = answers({("digits", "2"): (results, own)}).splitlines()[2:]
-    for question, line in zip(QUESTIONS, lines, strict=True):
-        assert (question.answer is None) == bool(question.elsewhere), question.text
+    told = answers({("digits", "2"): (results, own)}).split("**")
+    for question, text in zip(QUESTIONS, told[2::2], strict=True):
+        assert (question.answers is None) == bool(question.elsewhere), question.text
         if question.elsewhere:
-            place, _, anchor = re.search(r"\]\(([^)]+)\)", question.elsewhere)[1].partition("#")
+            place, _, anchor = re.search(r"\]\(([^)]+)\)", text)[1].partition("#")
             heads = re.findall(r"^#+ (.*)$", (pages.PAGE.parent / place).read_text(), re.MULTILINE)
-            assert not anchor or anchor in [head.lower().replace(" ", "-") for head in heads]
-            assert line.endswith(f" See {question.elsewhere}. |  |")
+            assert anchor in [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads]
+            assert re.search(r"\d.* by `python -m benchmarks\.", text), question.text
+        else:
+            assert "\n- digits, T = 2: " in text
+    assert not re.search("language_models|quantisation", answers({}, is_own=True))
+
+
+def test_answers_of_other_benchmarks_have_the_numbers_of_their_pages():
+    docs = pages.PAGE.parent
+    lost = elsewhere.of_format().split(" See ")[0]
+    assert lost in (docs / "language_models.md").read_text()
+    rows = (docs / "mergeability.md").read_text().split("\n| definitions-0 |")[1].split("\n\n")[0]
+    by_metrics = [float(row.split(" | ")[10]) for row in ("definitions-0 |" + rows).splitlines()]
+    assert (
+        f"metrics of the checkpoints {min(by_metrics):.2f} to {max(by_metrics):.2f}"
+        in elsewhere.of_diagnosis()
+    )
+    by_group = re.search(r"`average`.*?\| (\+\d\.\d) \(", (docs / "tensors.md").read_text())[1]
+    assert f"{by_group} [" in elsewhere.of_blocks()
+    table = (docs / "quantisation.md").read_text()
+    first = re.search(r"digits: int8 (\S+) to", elsewhere.of_compression())[1]
+    assert f"| {float(first):+.1f} [" in table
+
+
+def test_intervals_above_and_below_zero_are_counted():
+    right = {(OURS, "labels"): 6, (AVERAGE, "labels"): 5, ("ties", "labels"): 7}
+    results = [_family(seed, right) for seed in range(2)]
+    told = answers({("digits", "2"): (results, {"claims": [], "regrets": {}, "sample_losses": []})})
+    assert "Its lead over each. Of 2 intervals 1 are above zero, 1 below." in told
 
 
 def test_the_best_of_recent_methods_says_of_how_many():
     right = {(OURS, "labels"): 6, ("wudi", "labels"): 5, ("tsv", "labels"): 4, ("ties", "labels"): 4}
     results = [_family(seed, right) for seed in range(2)]
     line = answers({("digits", "2"): (results, {"claims": [], "regrets": {}, "sample_losses": []})})
-    assert "best of 2 measured of those published since 2024:<br>`wudi` +10.0 [10.0, 10.0], p unknown" in line
+    assert "`wudi` +10.0 [10.0, 10.0], p unknown (the best of 2 published since 2024)" in line
 
 
 @pytest.mark.parametrize(
@@ -360,16 +392,18 @@ def test_another_preference_stands_for_labels_where_tasks_share_them(kinds, stan
     assert preference_of(results) == stands
 
 
-def test_methods_are_ranked_within_families_that_are_ranked():
+def test_methods_are_ranked_and_the_best_of_each_family_stands_alone():
     right = {(OURS, "labels"): 6, ("magmax", "uniform"): 3, (AVERAGE, "uniform"): 4, (AVERAGE, "labels"): 7}
     rows = make_tables([_family(seed, right) for seed in range(2)])["main_table"]["2"]
     lines = [line.split(" | ")[:5] for line in ranked_table(rows, "labels").splitlines()[2:]]
     assert [(cells[0].strip("| "), cells[1], cells[2]) for cells in lines] == [
         ("", "", "base model"),
-        ("means", "1", AVERAGE),
-        ("selection", "2", OURS),
-        ("selection", "3", "magmax"),
+        ("1", "means", AVERAGE),
+        ("2", "selection", OURS),
+        ("3", "selection", "magmax"),
     ]
+    best = ranked_table(rows, "labels", best_only=True).splitlines()
+    assert best[0].startswith("| rank of 3 | family | best of the family |") and len(best) == 5
     assert lines[1][3:] == ["**40.0 ± 0.0**", "**70.0 ± 0.0**"] and lines[2][3:] == ["", "60.0 ± 0.0"]
 
 
@@ -386,11 +420,11 @@ def test_what_is_no_merge_stands_first_and_has_no_preference():
         "|  |  | own checkpoint | 90.0 ± 0.0 |  | 80.0 ± 0.0 |  |",
         "|  |  | joint training | 70.0 ± 0.0 |  | 60.0 ± 0.0 |  |",
     ]
-    assert lines[3].startswith("| means | 1 | average | **40.0 ± 0.0** |")
+    assert lines[3].startswith("| 1 | means | average | **40.0 ± 0.0** |")
     del results[1]["references"]
     assert len(ranked_table(make_tables(results)["main_table"]["2"], "labels").splitlines()) == 4
-    text = details(make_tables([results[0]]), pages.RESULTS / "none")
-    assert "| own checkpoint | 90.0 |  |  |  |  |  |\n| joint training | 70.0 |" in text
+    text = details("digits", make_tables([results[0]]), pages.RESULTS / "none")
+    assert "|  | own checkpoint | 90.0 |  |  |  |  |  |\n|  | joint training | 70.0 |" in text
 
 
 def test_the_command_of_a_page_says_seeds_and_sources():
@@ -423,14 +457,15 @@ def test_only_data_that_were_not_looked_at_have_verdicts():
     tables = make_tables(_families(2))
     own = {name: by_number["2"] for name, by_number in tables.items()}
     text = claims_table({("digits", "2"): own, ("definitions", "2"): own})
-    row = next(line for line in text.splitlines() if "`average` without" in line)
-    explored, tested = row.split(" | ")[2:]
-    assert "confirmed" not in explored and tested.startswith(explored) and "**confirmed**" in tested
-    assert "digits, T = 2 (exploratory) | definitions, T = 2 |" in text
+    assert "| claim | accuracy of | definitions, T = 2 |" in text and "**confirmed** |" in text
     assert (
         "definitions, T = 2: 2 confirmed, 0 refuted, 0 undecided, 0 not measured in full, 17 not measured."
         in text
     )
+    explored, tested = (ranked.tests_table(own["claims"], data) for data in ("digits", "definitions"))
+    assert "confirmed" not in explored and "| Cohen's d | p, corrected |\n" in explored
+    assert len(explored.splitlines()) == 4 and "| confirmed |" in tested
+    assert claims_table({("digits", "2"): own}) == "No results of data that test the claims are stored.\n"
 
 
 def test_three_data_sets_fit_on_the_page(tmp_path):
@@ -455,13 +490,15 @@ def test_the_pages_are_what_the_stored_results_say():
     text = pages.PAGE.read_text(encoding="utf-8")
     rest = (pages.PAGE.parent / "experiments_digits.md").read_text(encoding="utf-8")
     for number, rows in stored["main_table"].items():
-        assert f"### Accuracy, T = {number}\n\n| method | uniform: λ = 0.5 |" in rest
+        assert f"### Accuracy, T = {number}\n\n| rank | method | uniform: λ = 0.5 |" in rest
         for row in rows:
             assert f"{100 * row['fixed'][0]:.1f} ± {100 * row['fixed'][1]:.1f}" in rest
             if row["preference"] in ("uniform", "labels"):
-                assert f"{100 * row['tuned'][0]:.1f} ± {100 * row['tuned'][1]:.1f}" in text
+                assert f"{100 * row['tuned'][0]:.1f} ± {100 * row['tuned'][1]:.1f}" in rest
         for row in stored["claims"][number]:
-            assert "difference" not in row or f"{100 * row['difference']:+.1f} [" in text
+            assert "difference" not in row or f"{100 * row['difference']:+.1f} [" in rest
+    for row in json.loads((pages.RESULTS / "definitions" / "tables.json").read_text())["claims"]["5"]:
+        assert f"{100 * row['difference']:+.1f} [" in text
 
 
 def test_rendering_the_stored_results_gives_the_stored_pages(tmp_path):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from benchmarks.continual.formats import difference, per_cent, pivot, probability, signed, spread, table
+from benchmarks.continual.ranked import ranks, tests_table
 from benchmarks.continual.rows import WAYS
 from benchmarks.continual.tables import AGREEMENT, OURS, TOP_N
 
@@ -16,15 +17,17 @@ from benchmarks.continual.tables import AGREEMENT, OURS, TOP_N
 TOLERATED = 0.005
 
 
-def details(tables: Mapping[str, Any], screening: Path) -> str:
+def details(data: str, tables: Mapping[str, Any], screening: Path) -> str:
     """Return all tables of one data set.
 
     Args:
+        data: Its name.
         tables: From stored results.
         screening: File of what was tried on the way to a method, where there is one.
     """
     parts = [
-        _main(tables["main_table"]),
+        _main(tables["main_table"], tables["preference_of"]),
+        *_claims(data, tables["claims"]),
         _tests(tables, next(iter(tables["preference_of"].values()))),
         _screening(screening),
         _regrets(tables["regrets"]),
@@ -36,18 +39,26 @@ def details(tables: Mapping[str, Any], screening: Path) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _main(by_number: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """Return tables for each number of tasks: a row for each method, three columns for each preference."""
+def _claims(data: str, by_number: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    """Yield the tests of the claims for each number of tasks."""
+    for number, rows in by_number.items():
+        yield f"### Claims, T = {number}\n\n{tests_table(rows, data)}"
+
+
+def _main(by_number: Mapping[str, Sequence[Mapping[str, Any]]], kinds: Mapping[str, str]) -> str:
+    """Return tables for each number of tasks: methods by rank, three columns for each preference."""
     parts = []
     for number, rows in by_number.items():
-        parts.append(f"### Accuracy, T = {number}\n\n" + _accuracy(rows))
+        order = [method for _, _, method in ranks(rows, kinds[number])]
+        parts.append(f"### Accuracy, T = {number}\n\n" + _accuracy(rows, order))
         of_worst = [
             {"method": row["method"], "preference": row["preference"]} | row["worst"]
             for row in rows
             if "worst" in row
         ]
         if of_worst:
-            parts.append(f"### Accuracy of the worst task, T = {number}\n\n" + _accuracy(of_worst))
+            title = f"### Accuracy of the worst task, T = {number}\n\n"
+            parts.append(title + _accuracy(of_worst, order))
     return "\n".join(parts)
 
 
@@ -56,7 +67,8 @@ _PUBLISHED = ", published"
 
 
 # Complex only by count: a comprehension for each axis of the table.
-def _accuracy(rows: Sequence[Mapping[str, Any]]) -> str:
+def _accuracy(rows: Sequence[Mapping[str, Any]], order: Sequence[str]) -> str:
+    """Return a table of rows: methods in an order, after what is no merge."""
     found = {(row["method"], row["preference"]): _cells(row, rows) for row in rows}
     base, *kinds = dict.fromkeys(row["preference"] for row in rows)
     common = [kind for kind in kinds if not kind.endswith(_PUBLISHED)]
@@ -64,20 +76,22 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> str:
     nothing = [""] * len(ways)
     # Of what is no merge there is one number, whatever the preference; it stands in the first column.
     body = [
-        [method, *cells, *nothing * (len(common) - 1)]
+        ["", method, *cells, *nothing * (len(common) - 1)]
         for (method, kind), cells in found.items()
         if kind == base
     ]
     body += [
-        [method, *chain(*(found.get((method, kind), nothing) for kind in common))]
-        for method in dict.fromkeys(row["method"] for row in rows if row["preference"] != base)
+        [str(rank), method, *chain(*(found.get((method, kind), nothing) for kind in common))]
+        for rank, method in enumerate(order, 1)
+        if any((method, kind) in found for kind in common)
     ]
     for (method, kind), cells in found.items():
         if kind.endswith(_PUBLISHED):
             before = common.index(kind.removesuffix(_PUBLISHED))
             after = len(common) - 1 - before
-            body.append([f"{method}, {kind}", *nothing * before, *cells, *nothing * after])
-    return table(["method", *(f"{kind}: {way}" for kind in common for way in ways)], body)
+            body.append(["", f"{method}, {kind}", *nothing * before, *cells, *nothing * after])
+    heads = ["rank", "method", *(f"{kind}: {way}" for kind in common for way in ways)]
+    return table(heads, body, left=2)
 
 
 def _cells(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -48,14 +48,14 @@ and was designed on seeds 0 to 2 of digits, so its p-values on digits test nothi
 
 λ is tuned unless the claim says otherwise; `algorithm-1` and `top-n` are two selections of
 [Tunable MAGMAX](methods.md#tunable_magmax). A cell has the points that the first is ahead of the second, with
-a 95 % interval; the effect size, Cohen's d of paired seeds, with its interval; and the p-value of a paired
-t-test, two-sided, after Holm's correction over all claims of the data set. The unit is the seed: targets of
-one seed share checkpoints. With as many targets for every seed, this is the test of a mixed model with a
-random effect of the seed. Confirmed is p < .01 in the direction claimed, refuted in the other one. The best
-rival in hindsight is chosen on the scored examples themselves, among all methods that see no training
-examples; where some of these were not measured, the claim is not tested. Few seeds confirm little: the
-smallest p of 19 passes at d = 4.6 with five seeds, and at 2.2 with eight. Where a data set has two T, all 38
-are corrected together, those that were not measured included. Intervals are those of one claim alone.
+a 95 % interval, and the p-value of a paired t-test, two-sided, after Holm's correction over all claims of the
+data set. Effect sizes, and what was explored on digits, stand on the pages of the data sets. The unit is the
+seed: targets of one seed share checkpoints. With as many targets for every seed, this is the test of a mixed
+model with a random effect of the seed. Confirmed is p < .01 in the direction claimed, refuted in the other
+one. The best rival in hindsight is chosen on the scored examples themselves, among all methods that see no
+training examples; where some of these were not measured, the claim is not tested. Few seeds confirm little:
+the smallest p of 19 passes at d = 4.6 with five seeds, and at 2.2 with eight. Where a data set has two T, all
+38 are corrected together, those that were not measured included. Intervals are those of one claim alone.
 
 """
 
@@ -63,19 +63,20 @@ QUESTIONS = """
 ## Questions
 
 Points with 95 % intervals over seeds, λ tuned and the preference from labels unless said otherwise; p-values
-here are not corrected. The command for each data set stands with its tables below.
+here are not corrected. The command for each data set stands with its table below.
 
 """
 
 RANKED = """
 ## Methods
 
-Accuracy with λ tuned, mean ± standard deviation over seeds; families by their best method, and methods by
-the better of their columns. `regmean`, `regmean_plusplus`, `fisher` and `average, react` (the average with
-`correction: react`) see training examples of every task. A cell is empty where nothing was measured, or where
-a method ignores the preference. Left out are `slerp` and `nuslerp`, which merge two models. What is no merge
-has one number: `own checkpoint` is that of the task of each example, which has to be known, and `joint
-training` learned from all tasks together.
+Accuracy with λ tuned, mean ± standard deviation over seeds: the best method of each family, with its rank
+among all, which the page of each data set has. The rank is that of the better of uniform preference and
+labels. `regmean`, `regmean_plusplus`, `fisher` and `average, react` (the average with `correction: react`)
+see training examples of every task. A cell is empty where nothing was measured, or where a method ignores the
+preference. Left out are `slerp` and `nuslerp`, which merge two models. What is no merge has one number: `own
+checkpoint` is that of the task of each example, which has to be known, and `joint training` learned from all
+tasks together.
 
 Pictures: accuracy with λ tuned, with 95 % intervals over seeds; and the points that methods lose at each λ to
 the row and λ that are best in hindsight.

@@ -83,7 +83,7 @@ def render(results: Path = RESULTS, page: Path = PAGE) -> str:
         write_text(results / data / "tables.json", _tables_text(tables[data]))
         rest = page.with_name(f"{page.stem}_{data}{page.suffix}")
         screening = results / f"{data}-screening.json"
-        write_text(rest, _rest(data, page, families, details(tables[data], screening)))
+        write_text(rest, _rest(data, page, families, details(data, tables[data], screening)))
         text += _section(data, families, tables[data], rest.name)
         by_number = {number: _of_number(families, number) for number in tables[data]["main_table"]}
         pictures = draw(by_number, page.parent / PICTURES, rest.stem)
@@ -134,7 +134,7 @@ def _of_number(families: Results, number: str) -> Results:
 def _section(data: str, families: Results, tables: Mapping[str, Any], rest: str) -> str:
     parts = [f"\n## {data}\n\n{command_of(families)} {_extent(families)}. All else is in [{rest}]({rest}).\n"]
     for number, rows in tables["main_table"].items():
-        ranked = ranked_table(rows, tables["preference_of"][number])
+        ranked = ranked_table(rows, tables["preference_of"][number], best_only=True)
         parts.append(f"### {data}, T = {number}\n\n{ranked}")
     return "\n".join(parts)
 

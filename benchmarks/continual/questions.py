@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.continual.claims import BLIND, Measure
-from benchmarks.continual.formats import difference, probability, table
+from benchmarks.continual.elsewhere import ELSEWHERE
+from benchmarks.continual.formats import difference, probability
 from benchmarks.continual.rows import Key, Results, by_seed, is_measured, mean, preference_of
 from benchmarks.continual.significance import paired
 from benchmarks.continual.verdicts import NOT_IN_FULL
@@ -30,8 +31,23 @@ RECENT = (
 )
 
 
-#: Between numbers in one cell.
-_BETWEEN = "<br>"
+@dataclass(frozen=True)
+class Answer:
+    """A difference that answers a question.
+
+    Attributes:
+        label: What it is of.
+        test: Difference and interval, and the p-value where there is one.
+        note: Words after it.
+    """
+
+    label: str
+    test: Mapping[str, Any]
+    note: str = ""
+
+    def __str__(self) -> str:
+        p = f", p {probability(self.test['p'])}" if "p" in self.test else ""
+        return f"{self.label} {difference(self.test)}{p}{self.note}"
 
 
 @dataclass(frozen=True)
@@ -41,48 +57,70 @@ class Question:
     Attributes:
         text: Question.
         about: Meaning of the numbers.
-        answer: Returns words with numbers from families of one data set and number of tasks, and their
-            tables; nothing where these were not measured. None where there is `elsewhere`.
-        elsewhere: Page of this repository that answers it.
+        answers: Returns differences from families of one data set and number of tasks, and their tables;
+            nothing where these were not measured. None where there is `elsewhere`.
+        elsewhere: Name of the answer of another page of this repository.
+        is_counted: Whether the differences above and below zero are counted.
     """
 
     text: str
     about: str
-    answer: Callable[[Results, Mapping[str, Any]], str] | None = None
+    answers: Callable[[Results, Mapping[str, Any]], list[Answer]] | None = None
     elsewhere: str = ""
+    is_counted: bool = True
 
 
-def answers(
-    parts: Mapping[tuple[str, str], tuple[Results, Mapping[str, Any]]], *, is_own: bool = False
-) -> str:
-    """Return a table of questions, with the answers of each data set and number of tasks.
+#: Families of one data set and number of tasks, and their tables, by both.
+Parts = Mapping[tuple[str, str], tuple[Results, Mapping[str, Any]]]
+
+
+def answers(parts: Parts, *, is_own: bool = False) -> str:
+    """Return questions, each with the answers of every data set and number of tasks.
 
     Args:
         parts: Families, and their tables.
         is_own: Leave out the questions that other pages of this repository answer.
     """
-    body = []
-    for question in QUESTIONS:
-        if is_own and question.elsewhere:
-            continue
-        text = f"**{question.text}** {question.about}".strip()
-        text += f" See {question.elsewhere}." if question.elsewhere else ""
-        answer = question.answer
-        found = [answer(*values) or "not measured" if answer else "" for values in parts.values()]
-        body.append([text, *found])
-    return table(["question", *(f"{data}, T = {number}" for data, number in parts)], body)
+    asked = (question for question in QUESTIONS if not (is_own and question.elsewhere))
+    return "\n".join(_answered(question, parts) for question in asked)
 
 
-def _test(results: Results, ahead: Key, behind: Key, ways: tuple[str, str], measure: Measure = "mean") -> str:
-    """Return how far a row is ahead of another; nothing where one of them was not measured."""
-    if not all(is_measured(results, key, measure) for key in (ahead, behind)):
+def _answered(question: Question, parts: Parts) -> str:
+    text = f"**{question.text}**"
+    if question.answers is None:
+        return f"{text} {ELSEWHERE[question.elsewhere]()}\n"
+    found = {part: question.answers(*values) for part, values in parts.items()}
+    counted = _counted([answer for own in found.values() for answer in own]) if question.is_counted else ""
+    lines = [
+        f"- {data}, T = {number}: {'; '.join(map(str, own)) or 'not measured'}"
+        for (data, number), own in found.items()
+    ]
+    return "\n".join([" ".join(filter(None, (text, question.about, counted))), "", *lines, ""])
+
+
+def _counted(found: Sequence[Answer]) -> str:
+    """Return how many differences have their whole interval above zero, and how many below."""
+    bounds = [answer.test["interval"] for answer in found if answer.test["interval"] is not None]
+    if not bounds:
         return ""
+    above, below = sum(low > 0 for low, _ in bounds), sum(high < 0 for _, high in bounds)
+    return f"Of {len(bounds)} intervals {above} are above zero, {below} below."
+
+
+def _test(results: Results, ahead: Key, behind: Key, ways: tuple[str, str], measure: Measure = "mean") -> Any:
+    """Return the test of a row against another; None where one of them was not measured."""
+    if not all(is_measured(results, key, measure) for key in (ahead, behind)):
+        return None
     sides = (by_seed(results, key, way, measure) for key, way in zip((ahead, behind), ways, strict=True))
-    test = paired([one - other for one, other in zip(*sides, strict=True)])
-    return f"{difference(test.to_dict())}, p {probability(test.p)}"
+    return paired([one - other for one, other in zip(*sides, strict=True)]).to_dict()
 
 
 _TUNED = ("tuned", "tuned")
+
+
+def _known(tests: Mapping[str, Any]) -> list[Answer]:
+    """Return the answers whose test could be made."""
+    return [Answer(label, test) for label, test in tests.items() if test is not None]
 
 
 def _best_of(results: Results, names: Sequence[str], kind: str) -> str | None:
@@ -95,144 +133,146 @@ def _measured(results: Results, names: Sequence[str], kind: str) -> list[str]:
     return [name for name in names if is_measured(results, (name, kind))]
 
 
-def _against_each(results: Results, ahead: Key, rivals: Sequence[Key], measure: Measure = "mean") -> str:
-    found = {rival[0]: _test(results, ahead, rival, _TUNED, measure) for rival in rivals}
-    return _BETWEEN.join(f"`{name}` {shown}" for name, shown in found.items() if shown)
+def _against_each(results: Results, ahead: Key, rivals: Sequence[Key]) -> list[Answer]:
+    return _known({f"`{rival[0]}`": _test(results, ahead, rival, _TUNED) for rival in rivals})
 
 
-def _against_blind(results: Results, tables: Mapping[str, Any]) -> str:
+def _against_blind(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
+    known = _measured(results, BLIND, "uniform")
     best = _best_of(results, BLIND, "uniform")
-    return _against_each(results, (OURS, preference_of(results)), [(best, "uniform")] if best else [])
+    found = _against_each(results, (OURS, preference_of(results)), [(best, "uniform")] if best else [])
+    return [replace(answer, note=f" (the best of {len(known)})") for answer in found]
 
 
-def _against_aware(results: Results, tables: Mapping[str, Any]) -> str:
+def _against_aware(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
     kind = preference_of(results)
     found = _against_each(results, (OURS, kind), [(name, kind) for name in ("average", "ties", AGREEMENT)])
     recent = _best_of(results, RECENT, kind)
-    if recent is None or not is_measured(results, (OURS, kind)):
-        return found
+    best = _against_each(results, (OURS, kind), [(recent, kind)]) if recent else []
     count = len(_measured(results, RECENT, kind))
-    best = f"best of {count} measured of those published since 2024:{_BETWEEN}"
-    return _BETWEEN.join(filter(None, (found, best + _against_each(results, (OURS, kind), [(recent, kind)]))))
+    return found + [replace(one, note=f" (the best of {count} published since 2024)") for one in best]
 
 
-def _of_the_worst_task(results: Results, tables: Mapping[str, Any]) -> str:
+def _of_the_worst_task(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
     kind = preference_of(results)
-    found = {
-        name: _test(results, (name, kind), (name, "uniform"), _TUNED, "worst")
-        for name in (OURS, AGREEMENT, "average")
-    }
-    return _BETWEEN.join(f"`{name}` {shown}" for name, shown in found.items() if shown)
-
-
-def _of_examples(results: Results, tables: Mapping[str, Any]) -> str:
-    rows = [row for row in tables["sample_losses"] if row["kind"] == preference_of(results)]
-    return _BETWEEN.join(f"{row['size']} with `{row['method']}` {difference(row)}" for row in rows)
-
-
-def _of_comparison(results: Results, tables: Mapping[str, Any]) -> str:
-    return _BETWEEN.join(
-        f"{name} {difference(row[test])}"
-        for kind, row in tables["regrets"].items()
-        for name, test in (
-            (kind, "test"),
-            (f"{kind}, to the one choice that is best over all seeds", "test_to_best"),
-        )
+    return _known(
+        {
+            f"`{name}`": _test(results, (name, kind), (name, "uniform"), _TUNED, "worst")
+            for name in (OURS, AGREEMENT, "average")
+        }
     )
 
 
-def _of_selection(results: Results, tables: Mapping[str, Any]) -> str:
+def _of_examples(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
+    rows = [row for row in tables["sample_losses"] if row["kind"] == preference_of(results)]
+    shown = ("difference", "interval")
+    return [Answer(f"{row['size']} with `{row['method']}`", {key: row[key] for key in shown}) for row in rows]
+
+
+def _of_comparison(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
+    shown = ("difference", "interval")
+    return [
+        Answer(label, {key: row[test][key] for key in shown})
+        for kind, row in tables["regrets"].items()
+        for label, test in (
+            (kind, "test"),
+            (f"{kind}, to the one choice that is best over all seeds", "test_to_best"),
+        )
+    ]
+
+
+def _of_selection(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
     kind = preference_of(results)
-    ways = {"λ = 0.5": ("fixed", "fixed"), "tuned": _TUNED}
-    found = {way: _test(results, (TOP_N, kind), (OURS, kind), both) for way, both in ways.items()}
-    return _BETWEEN.join(f"{way} {shown}" for way, shown in found.items() if shown)
+    ways = {"λ = 0.5": ("fixed", "fixed"), "λ tuned": _TUNED}
+    return _known({way: _test(results, (TOP_N, kind), (OURS, kind), both) for way, both in ways.items()})
 
 
-def _of_tuning(results: Results, tables: Mapping[str, Any]) -> str:
+def _of_tuning(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
     kind = preference_of(results)
-    found = {
-        name: _test(results, (name, kind), (name, kind), ("tuned", "fixed"))
-        for name in (OURS, AGREEMENT, "average", "ties")
-    }
-    return _BETWEEN.join(f"`{name}` {shown}" for name, shown in found.items() if shown)
+    return _known(
+        {
+            f"`{name}`": _test(results, (name, kind), (name, kind), ("tuned", "fixed"))
+            for name in (OURS, AGREEMENT, "average", "ties")
+        }
+    )
 
 
-def _of_data(results: Results, tables: Mapping[str, Any]) -> str:
+def _of_data(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
     kind = preference_of(results)
     rivals = [(name, kind) for name in ("regmean", "regmean_plusplus", "fisher")]
     return _against_each(results, (AGREEMENT, kind), [*rivals, ("average, react", "uniform")])
 
 
-def _of_the_best(results: Results, tables: Mapping[str, Any]) -> str:
-    found = [row for row in tables["claims"] if row["id"].startswith("agreement-best") and "p" in row]
-    return _BETWEEN.join(
-        f"{'worst task' if row['measure'] == 'worst' else 'all tasks'} {difference(row)}, {_to_rival(row)}"
-        for row in found
-    )
-
-
-def _to_rival(row: Mapping[str, Any]) -> str:
-    rival = f"to `{row['rival'][0]}`"
-    if row["verdict"] == NOT_IN_FULL:
-        return f"{rival}, best of {row['num_rivals']} measured: {NOT_IN_FULL}"
-    return f"p {probability(row['p'])}, {rival}"
+def _of_the_best(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
+    rows = [row for row in tables["claims"] if row["id"].startswith("agreement-best") and "p" in row]
+    return [
+        Answer(
+            f"{'worst task' if row['measure'] == 'worst' else 'all tasks'}, to `{row['rival'][0]}`",
+            row,
+            f" (the best of {row['num_rivals']}, not all)" if row["verdict"] == NOT_IN_FULL else "",
+        )
+        for row in rows
+    ]
 
 
 QUESTIONS = (
     Question(
         "Does Tunable MAGMAX beat methods that are blind to the preference?",
-        "Ahead of the best of five by:",
+        "Its lead over the best of them without a preference.",
         _against_blind,
     ),
     Question(
         "Does it beat methods under the same preference?",
-        "Ahead of each by:",
+        "Its lead over each.",
         _against_aware,
     ),
     Question(
         "What does the preference buy the worst task of a target?",
-        "Its accuracy with the preference, less that with none:",
+        "Its accuracy with the preference, less that with none.",
         _of_the_worst_task,
     ),
     Question(
         "Does it buy back a task that merging loses?",
         "",
-        elsewhere="[language_models.md](language_models.md#a-format-among-merged-adapters), by "
-        "`python -m benchmarks.llm_lora`",
+        elsewhere="format",
     ),
     Question(
         "How many examples per task are enough?",
-        "Points that fewer lose to the most that were tried, λ = 0.5:",
+        "Points that fewer lose to the most that were tried, λ = 0.5.",
         _of_examples,
+        is_counted=False,
     ),
     Question(
-        "Does `compare` choose well?", "Points lost to the best fixed choice of each seed:", _of_comparison
+        "Does `compare` choose well?",
+        "Points lost to the best fixed choice of each seed, by how the preference was found.",
+        _of_comparison,
+        is_counted=False,
     ),
     Question(
         "One λ, or numbers by block?",
         "",
-        elsewhere="[tensors.md](tensors.md), by `python -m benchmarks.blocks`",
+        elsewhere="blocks",
     ),
-    Question("`top-n` or `algorithm-1`?", "`top-n` is ahead by:", _of_selection),
-    Question("What does tuning λ gain over 0.5?", "", _of_tuning),
+    Question("`top-n` or `algorithm-1`?", "Lead of `top-n`.", _of_selection),
+    Question("What does tuning λ gain over 0.5?", "Points gained.", _of_tuning),
     Question(
         "What do training examples of the tasks buy?",
-        "`agreement`, which sees none, is ahead of each by:",
+        "Lead of `agreement`, which sees none, over each.",
         _of_data,
     ),
     Question(
         "What do int8, int4 and a LoRA rank lose?",
         "",
-        elsewhere="[quantisation.md](quantisation.md), by `python -m benchmarks.quantisation`",
+        elsewhere="compressed",
     ),
     Question(
         "Which diagnosis predicts failure?",
         "",
-        elsewhere="[mergeability.md](mergeability.md), by `python -m benchmarks.pair_history`",
+        elsewhere="diagnosis",
     ),
     Question(
         "Is there a rule under a preference that beats the best rival in hindsight?",
-        "`agreement` is ahead, among methods without training examples, by:",
+        "Lead of `agreement` among methods without training examples.",
         _of_the_best,
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.continual.claims import BEST, CLAIMS, CONFIRMED_ON, WITH_DATA
+from benchmarks.continual.claims import BEST, CLAIMS, CONFIRMED_ON, WITH_DATA, Claim
 from benchmarks.continual.formats import difference, probability, spread, table
 from benchmarks.continual.verdicts import NOT_IN_FULL
 
@@ -43,45 +43,67 @@ def family_of(label: str) -> str:
 
 
 def claims_table(parts: Parts) -> str:
-    """Return the claims, with their tests on each data set."""
-    heads = ["claim", "accuracy of"]
-    for data, number in parts:
-        heads.append(f"{data}, T = {number}" + ("" if data in CONFIRMED_ON else " (exploratory)"))
+    """Return the claims with their verdicts, for the data sets that test them."""
+    tested = {part: tables for part, tables in parts.items() if part[0] in CONFIRMED_ON}
+    if not tested:
+        return "No results of data that test the claims are stored.\n"
     body = [
         [
             claim.sentence,
-            "the worst task" if claim.measure == "worst" else "all tasks",
-            *(_verdict(tables["claims"][row], data in CONFIRMED_ON) for (data, _), tables in parts.items()),
+            _accuracy_of(claim),
+            *(_verdict(tables["claims"][row]) for tables in tested.values()),
         ]
         for row, claim in enumerate(CLAIMS)
     ]
-    counts = [_counted(data, number, own["claims"]) for (data, number), own in parts.items()]
-    return table(heads, body, left=2) + "".join(f"\n{line}\n" for line in counts if line)
+    counts = [_counted(*part, own["claims"]) for part, own in tested.items()]
+    heads = ["claim", "accuracy of", *(f"{data}, T = {number}" for data, number in tested)]
+    return table(heads, body, left=2) + "".join(f"\n{line}\n" for line in counts)
+
+
+def tests_table(rows: Sequence[Mapping[str, Any]], data: str) -> str:
+    """Return the tests of all claims on one data set and number of tasks, with effect sizes."""
+    heads = ["claim", "accuracy of", "points ahead", "Cohen's d", "p, corrected"]
+    body = [
+        [claim.sentence, _accuracy_of(claim), *_numbers(row)]
+        for claim, row in zip(CLAIMS, rows, strict=True)
+        if "difference" in row
+    ]
+    if data in CONFIRMED_ON:
+        heads.append("verdict")
+        found = (row["verdict"] for row in rows if "difference" in row)
+        body = [[*cells, verdict] for cells, verdict in zip(body, found, strict=True)]
+    return table(heads, body, left=2)
+
+
+def _accuracy_of(claim: Claim) -> str:
+    return "the worst task" if claim.measure == "worst" else "all tasks"
 
 
 def _counted(data: str, number: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return how many claims data confirm; nothing of those on which they are explored."""
-    if data not in CONFIRMED_ON:
-        return ""
+    """Return how many claims data confirm."""
     kinds = ("confirmed", "refuted", "undecided", NOT_IN_FULL, "not measured")
     counts = {kind: sum(row["verdict"] == kind for row in rows) for kind in kinds}
     return f"{data}, T = {number}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}."
 
 
-def _verdict(row: Mapping[str, Any], is_confirming: bool) -> str:
+def _verdict(row: Mapping[str, Any]) -> str:
+    """Return points with their interval, the corrected p-value, and the verdict."""
     if "difference" not in row:
-        return "not measured"
-    shown, is_full = difference(row), row["verdict"] != NOT_IN_FULL
-    if row["effect"] is not None and is_full:
+        return str(row["verdict"])
+    p = f", p {probability(row['holm'])}" if row["holm"] is not None else ""
+    return f"{difference(row)}{p}: **{row['verdict']}**"
+
+
+def _numbers(row: Mapping[str, Any]) -> list[str]:
+    """Return points with the rival that was found in hindsight, effect size, and corrected p-value."""
+    points, effect = difference(row), ""
+    if next(claim for claim in CLAIMS if claim.id == row["id"]).behind.method == BEST:
+        of = "" if row["verdict"] != NOT_IN_FULL else f", best of {row['num_rivals']} measured"
+        points += f" to {_rival(*row['rival'])}{of}"
+    if row["effect"] is not None and row["verdict"] != NOT_IN_FULL:
         low, high = row["effect_interval"]
-        shown += f"; d {row['effect']:.1f} [{low:.1f}, {high:.1f}]"
-    if row["holm"] is not None:
-        shown += f"; p {probability(row['holm'])}"
-    claim = next(claim for claim in CLAIMS if claim.id == row["id"])
-    if claim.behind.method == BEST:
-        shown += "; it is " if is_full else f"; best of {row['num_rivals']} measured: "
-        shown += _rival(*row["rival"])
-    return f"{shown}: **{row['verdict']}**" if is_confirming else shown
+        effect = f"{row['effect']:.1f} [{low:.1f}, {high:.1f}]"
+    return [points, effect, "" if row["holm"] is None else probability(row["holm"])]
 
 
 def _rival(method: str, preference: str, way: str) -> str:
@@ -89,12 +111,13 @@ def _rival(method: str, preference: str, way: str) -> str:
 
 
 # Complex only by count: a comprehension for each axis of the table.
-def ranked_table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
-    """Return accuracy with λ tuned, families by their best method, methods by rank.
+def ranked_table(rows: Sequence[Mapping[str, Any]], kind: str, *, best_only: bool = False) -> str:
+    """Return accuracy with λ tuned, methods by rank.
 
     Args:
         rows: Of the main table.
         kind: The preference beside `uniform`.
+        best_only: Leave out of each family all but its best method.
     """
     found = _by_method(rows, kind)
     columns = [(measure, own) for measure in ("mean", "worst") for own in ("uniform", kind)]
@@ -102,11 +125,15 @@ def ranked_table(rows: Sequence[Mapping[str, Any]], kind: str) -> str:
     columns = columns if has_worst else columns[:2]
     tops = {column: _top(found, *column) for column in columns}
     body = [["", "", row["method"], *_reference_cells(row, columns)] for row in rows if not row["preference"]]
-    for family, rank, method in _ranks(found):
-        cells = [_cell(found[method], *column, tops[column]) for column in columns]
-        body.append([family, str(rank), method, *cells])
+    seen: set[str] = set()
+    for family, rank, method in ranks(rows, kind):
+        if not (best_only and family in seen):
+            cells = [_cell(found[method], *column, tops[column]) for column in columns]
+            body.append([str(rank), family, method, *cells])
+        seen.add(family)
     heads = [("worst task: " if measure == "worst" else "") + own for measure, own in columns]
-    return table(["family", "rank", "method", *heads], body, left=3)
+    first = "best of the family" if best_only else "method"
+    return table([f"rank of {len(found)}", "family", first, *heads], body, left=3)
 
 
 def _by_method(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, dict[str, Mapping[str, Any]]]:
@@ -118,13 +145,14 @@ def _by_method(rows: Sequence[Mapping[str, Any]], kind: str) -> dict[str, dict[s
     return found
 
 
-def _ranks(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[tuple[str, int, str]]:
-    """Return family, rank and name of every method: families by their best one, and methods by rank."""
-    best = {method: max(row["tuned"][0] for row in own.values()) for method, own in found.items()}
-    order = sorted(found, key=lambda method: -best[method])
-    families = list(dict.fromkeys(map(family_of, order)))
-    ranked = [(family_of(method), rank, method) for rank, method in enumerate(order, 1)]
-    return sorted(ranked, key=lambda one: (families.index(one[0]), one[1]))
+def ranks(rows: Sequence[Mapping[str, Any]], kind: str) -> list[tuple[str, int, str]]:
+    """Return family, rank and name of every method, by the better of `uniform` and another preference."""
+    best: dict[str, float] = {}
+    for row in rows:
+        if row["preference"] in ("uniform", kind):
+            best[row["method"]] = max(row["tuned"][0], best.get(row["method"], 0.0))
+    order = sorted(best, key=lambda method: -best[method])
+    return [(family_of(method), rank, method) for rank, method in enumerate(order, 1)]
 
 
 def _values(row: Mapping[str, Any] | None, measure: str) -> Sequence[float] | None:
