@@ -1,10 +1,13 @@
 """The benchmarks of merges: that they run, keep what they stored, and write the page that is shipped."""
 
+import shutil
 import sys
+import time
 from argparse import Namespace
 
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from benchmarks import (
@@ -21,6 +24,7 @@ from benchmarks import (
     versus,
 )
 from benchmarks.families import SIZES, llama, make_family
+from hub_magmax.cli import main
 from tests.families import write_checkpoint
 
 
@@ -31,6 +35,21 @@ def tiny(monkeypatch):
     monkeypatch.setattr(timing, "start_seconds", lambda python, repeat: 0.5)
     monkeypatch.setattr(timing, "SLOW_SECONDS", 0)  # so that what may not compile runs once
     return Namespace(size="30m", repeat=1, methods=None)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Commands of the package without a process for each, which takes most of the time of tiny merges."""
+
+    def run_here(command, environment=None, *, folder=None):
+        started, used = time.perf_counter(), time.process_time()
+        words = command[[*command].index("hub_magmax") + 1 :]
+        done = CliRunner().invoke(main, words, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        seconds, processor_seconds = time.perf_counter() - started, time.process_time() - used
+        return timing.Finished(done.stdout, seconds, 1, processor_seconds)
+
+    monkeypatch.setattr(timing, "run", run_here)
 
 
 def test_the_page_is_that_of_the_stored_results():
@@ -59,7 +78,7 @@ def test_every_method_is_measured_beside_the_floor(tiny, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [None, 2])
-def test_methods_of_whole_matrices_are_measured(tiny, tmp_path, monkeypatch, rank):
+def test_methods_of_whole_matrices_are_measured(tiny, in_process, tmp_path, monkeypatch, rank):
     monkeypatch.setattr(matrices, "NUM_TASKS", 2)
     tiny.rank, tiny.only = rank, ["iso_c"]
     result = matrices.measure(tmp_path, tiny)
@@ -68,7 +87,7 @@ def test_methods_of_whole_matrices_are_measured(tiny, tmp_path, monkeypatch, ran
 
 
 @pytest.mark.slow
-def test_many_sites_are_measured(tiny, tmp_path):
+def test_many_sites_are_measured(tiny, in_process, tmp_path):
     tiny.sites, tiny.only = 2, ["average"]
     result = sites.measure(tmp_path, tiny)
     assert result["rows"][0]["ratio"] == result["rows"][0]["seconds"] / result["floor_seconds"]
@@ -76,7 +95,7 @@ def test_many_sites_are_measured(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_selections_are_measured_beside_whole_weights(tiny, tmp_path, monkeypatch):
+def test_selections_are_measured_beside_whole_weights(tiny, in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(selections, "NUM_TASKS", 2)
     tiny.only = ["magmax"]
     result = selections.measure(tmp_path, tiny)
@@ -94,7 +113,7 @@ def test_the_page_of_selections_has_the_stored_results():
 
 
 @pytest.mark.slow
-def test_one_and_two_processes_are_measured(tiny, tmp_path, monkeypatch):
+def test_one_and_two_processes_are_measured(tiny, in_process, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "CHOSEN", ("average",))
     monkeypatch.setattr(processes, "LAUNCH", run.MERGE)  # launching takes long, and has tests of its own
     result = processes.measure(tmp_path, tiny)
@@ -103,7 +122,7 @@ def test_one_and_two_processes_are_measured(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
+def test_a_peer_is_measured_beside_ours(tiny, in_process, tmp_path, monkeypatch):
     """What stands for mergekit copies what was merged before."""
     monkeypatch.setattr(peers, "PAIRS", {name: peers.PAIRS[name] for name in ("average", "nuslerp")})
     monkeypatch.setattr(peers, "package_version", lambda python, package: "1")
@@ -111,8 +130,9 @@ def test_a_peer_is_measured_beside_ours(tiny, tmp_path, monkeypatch):
     def copy(folder, python, config):
         count = 5 if config["merge_method"] == "linear" else 2
         assert [model["model"] for model in config["models"]] == [f"task-{n}" for n in range(1, count + 1)]
-        code = "import shutil; shutil.copytree('merged', 'peer', dirs_exist_ok=True)"
-        return timing.run([python, "-c", code], folder=folder)
+        assert python == sys.executable
+        shutil.copytree(folder / "merged", folder / "peer", dirs_exist_ok=True)
+        return timing.Finished("", 1.0, 1, 1.0)
 
     monkeypatch.setattr(peers, "merge_by_peer", copy)
     tiny.python = sys.executable
@@ -182,7 +202,7 @@ def test_merges_in_memory_are_measured_and_shown_beside_those_of_before(tiny, tm
     assert "| 8 of 60 | 30 | 60 | 60 of 60 |" in page
 
 
-def test_a_merge_in_memory_is_that_of_the_files(tiny, tmp_path):
+def test_a_merge_in_memory_is_that_of_the_files(tiny, in_process, tmp_path):
     make_family(tmp_path, "30m", num_tasks=run.NUM_TASKS)
     run.merge(tmp_path, run.METHODS["magmax"])
     with in_memory.open_merger(tmp_path) as merge:
