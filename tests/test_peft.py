@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -189,12 +187,8 @@ def test_line_of_the_message_makes_the_checkpoint(tmp_path: Path, name: str) -> 
     code = re.search(r'python -c "([^"]*)"', str(raised.value))
     assert code is not None
     line = code[1].replace("BASE", "base").replace("ADAPTER", "a").replace("OUT", "merged")
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", line],
-        cwd=tmp_path,
-        check=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
+    with chdir(tmp_path):
+        exec(compile(line, "line of the message", "exec"), {"__name__": "__main__"})
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "merged").rename(tmp_path / "a")
     merge(plan(recipe_of(tmp_path)), tmp_path / "out")
