@@ -31,6 +31,12 @@ def trimmed(vector: np.ndarray, density: float, gamma: float | None = None) -> n
     return found.reshape(vector.shape)
 
 
+def to_norm(vector: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return what is kept, multiplied so that the sum of its magnitudes is the vector's."""
+    left = np.abs(kept).sum()
+    return kept * (np.abs(vector).sum() / left) if left else kept
+
+
 def added(
     base: np.ndarray,
     tasks: Arrays,

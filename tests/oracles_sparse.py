@@ -114,11 +114,15 @@ def della(
         ]
         if rescale == "probability":
             kept = [Fraction(float(value)) * factor for value, factor in zip(vector, own, strict=True)]
-        if rescale == "norm" and any(kept):
-            ratio = sum(abs(Fraction(float(value))) for value in vector) / sum(map(abs, kept))
-            kept = [value * ratio for value in kept]
-        pruned.append([float(value) for value in kept])
+        pruned.append(to_norm(vector, kept) if rescale == "norm" else [float(value) for value in kept])
     return np.array(pruned)
+
+
+def to_norm(vector: np.ndarray, kept: Sequence[Fraction | float]) -> list[float]:
+    """What is kept of a vector, multiplied so that the sum of magnitudes is the vector's."""
+    exact = [Fraction(value) for value in kept]
+    ratio = sum(abs(Fraction(float(value))) for value in vector) / (sum(map(abs, exact)) or 1)
+    return [float(value * ratio) for value in exact]
 
 
 def sce(vectors: Vectors, density: str, weights: Sequence[float], floor: float = 0) -> list[float]:

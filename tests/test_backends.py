@@ -77,6 +77,7 @@ def inputs_of(op, length, num_tasks=3):
         "band": Inputs((), (bounds, 2 * bounds, weights)),
         "band_ties": Inputs((), (bounds, 2 * bounds, weights)),
         "band_ties_sum": Inputs((), (bounds, 2 * bounds, signed)),
+        "rescaled_ties": Inputs((), (bounds, weights, 1.3 * weights)),
         "scaled": Inputs((factors.T,), (signed,)),
         "scaled_ties": Inputs((factors.T,), (weights, weights / 0.3)),
         "scaled_ties_sum": Inputs((factors.T,), (signed,)),

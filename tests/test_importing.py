@@ -114,7 +114,7 @@ def test_a_single_model_is_copied():
         (models_of("linear", "a 0.6", "b -0.1", rest="parameters: {normalize: false}\n"), 6, "below 0"),
         (models_of("linear", "a 1", "b -1"), 1, "NaN"),
         (models_of("ties", "a 1", base="o", rest="dtype: bf16\n"), 6, "no dtype"),
-        (models_of("ties", "a 1", base="o", rest="parameters: {density: 0}\n"), 6, "above 0"),
+        (models_of("ties", "a 1", base="o", rest="parameters: {density: [0, 1]}\n"), 6, "0 in some blocks"),
         (models_of("ties", "a high", base="o"), 5, "no number"),
         (models_of("ties", "a", base="o", rest="parameters: {weight: }\n"), 5, "nothing is written"),
         (models_of("ties", "a 1", base="o", rest="parameters: {t: [{filter: x}]}\n"), 6, "no value"),

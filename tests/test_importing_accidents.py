@@ -30,11 +30,37 @@ def test_the_one_base_model_of_all_slices_beats_that_at_the_top():
     assert shared["base_model"] == "o" and "files_from" not in shared["output"]
 
 
-@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "breadcrumbs_ties"])
-def test_nothing_is_scaled_up_where_all_is_kept(method):
+@pytest.mark.parametrize(
+    ("method", "how"), [("ties", "norm"), ("breadcrumbs", "norm"), ("breadcrumbs_ties", None)]
+)
+def test_what_is_left_is_scaled_up_by_methods_that_have_that(method, how):
     text = models_of(method, "a 1", base="o", rest="parameters: {rescale: true, density: 1}\n")
-    assert recipe_of(text)["method"]["density"] == 1
-    assert imported(text.replace("density: 1", "density: 0.5")).recipe is None
+    assert recipe_of(text)["method"]["density"] == 1 and "rescale" not in recipe_of(text)["method"]
+    half = text.replace("density: 1", "density: 0.5")
+    if how is None:
+        assert imported(half).recipe is None
+        return
+    assert recipe_of(half)["method"]["rescale"] == how
+    assert "rescale" not in recipe_of(half.replace("rescale: true, ", ""))["method"]
+    by_name = half.replace("rescale: true", "rescale: [{filter: mlp, value: %s}]")
+    assert recipe_of(by_name % "true")["method"]["rescale"] == "none"
+    (rule,) = recipe_of(by_name % "true")["tensors"]
+    assert rule["options"] == {"rescale": "norm"}
+
+
+@pytest.mark.parametrize("method", ["ties", "breadcrumbs", "dare_ties", "della_linear"])
+def test_a_model_of_density_0_counts_nothing(method):
+    text = models_of(method, "a 0.5", "b 0.25", base="o", rest="parameters: {normalize: false}\n")
+    text = text.replace("weight: 0.25", "weight: 0.25, density: 0.0")
+    values = recipe_of(text)
+    assert values["preference"] == {"coefficients": {"a": 0.5, "b": 0}}
+    assert values["method"]["density"] == 1
+    # A mean without an election is divided by all weights, one with it by those that agree.
+    of_mean = recipe_of(text.replace("false", "true"))["preference"]
+    if method in ("breadcrumbs", "della_linear"):
+        assert of_mean["coefficients"]["a"] == pytest.approx(2 / 3)
+    else:
+        assert of_mean == {"weights": {"a": 1, "b": 0}}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +105,15 @@ def test_rounded_changes_near_the_limit_of_ram_are_a_matter_of_chance():
     assert imported(text).verdict == "rounding" and imported(text, HALVES).verdict == "in expectation"
 
 
+@pytest.mark.parametrize("method", ["arcee_fusion", "karcher"])
+def test_steps_in_16_bits_that_decide_elements_or_angles_are_warned_of(method):
+    text = models_of(method, "a", base="o")
+    for models, rest, is_warned in ((HALVES, "", True), (None, "dtype: float16\n", True), (None, "", False)):
+        found = imported(text + rest, models)
+        assert found.recipe is not None
+        assert is_warned == any("in 16 bits" in f.why for f in found.findings if f.verdict == "warning")
+
+
 def test_a_model_alone_is_copied_by_multislerp_whatever_its_weight():
     text = models_of("multislerp", "a 0.7", base="o", rest="parameters: {normalize_weights: false}\n")
     for weight in ("0.7", "-2", "0"):
@@ -118,6 +153,24 @@ def test_sums_of_gradients_are_looked_at_block_by_block():
         text = models_of(method, "a 1", base="o", rest=f"parameters: {{{numbers}}}\n")
         recipe_of(text)
         assert imported(text.replace("0.1", "0.2")).recipe is None, method
+
+
+def test_models_as_mappings_have_revisions_in_their_texts_and_keys_that_are_read_over():
+    text = models_of("ties", "a 1", base="o@v1")
+    text = text.replace("model: a", "model: {model: a@v2, lora: b@v3, rank: 1}")
+    found = imported(text.replace("a@v2", "o@v1"))
+    assert found.recipe["base_model"] == "o@v1" and found.recipe["tasks"][0]["model"] == "b@v3"
+    assert [f.key_text for f in found.findings if f.verdict == "warning"] == ["models.0.model.rank"]
+    text = text.replace("a@v2", "{path: a, revison: v2}")
+    keys = [f.key_text for f in imported(text).findings if f.verdict == "warning"]
+    assert keys == ["models.0.model.model.revison", "models.0.model.rank"]
+
+
+def test_weights_whose_sum_passes_0_on_the_way_are_refused():
+    text = models_of("linear", "a 0.5", "b [0.25,-1]")
+    found = imported(text)
+    assert [f.line for f in found.findings if f.is_lost] == [4, 6]
+    assert imported(text.replace("0.25,-1", "0.25,-0.25")).recipe is not None
 
 
 def test_ranges_of_layers_may_be_texts_and_floats():

@@ -85,6 +85,39 @@ CASES = {
             base, [a, b], [0.7, 0.4], sparsify=lambda n, v: oracle.trimmed(v, 0.5, 0.125)
         ),
     ),
+    "ties, rescaled": (
+        models_of(
+            "ties",
+            "./a 0.7",
+            "./b 0.2",
+            "./c 0.3",
+            base="./base",
+            rest="parameters: {density: 0.5, rescale: true}",
+        ),
+        lambda base, *tasks: oracle.added(
+            base,
+            tasks,
+            [0.7, 0.2, 0.3],
+            elects=True,
+            normalize=True,
+            sparsify=lambda n, v: oracle.to_norm(v, oracle.trimmed(v, 0.5)),
+        ),
+    ),
+    "breadcrumbs, rescaled": (
+        models_of(
+            "breadcrumbs",
+            "./a 0.7",
+            "./b -0.4",
+            base="./base",
+            rest="parameters: {density: 0.5, gamma: 0.125, rescale: true}",
+        ),
+        lambda base, a, b, c: oracle.added(
+            base,
+            [a, b],
+            [0.7, -0.4],
+            sparsify=lambda n, v: oracle.to_norm(v, oracle.trimmed(v, 0.5, 0.125)),
+        ),
+    ),
     "breadcrumbs without density": (
         models_of("breadcrumbs", "./a 0.7", base="./base", rest="parameters: {gamma: 0.25}"),
         lambda base, a, b, c: oracle.added(base, [a], [0.7]),
@@ -139,6 +172,19 @@ BY_TENSOR = {
         "- {model: ./b, parameters: {weight: [0.1, 2, 0.6]}}\n- {model: ./c, parameters: {weight: [0.3]}}\n",
         lambda name, base, a, b, c: oracle.linear(
             [a, b, c], [running([0.9, 0.1], name), running([0.1, 2, 0.6], name), 0.3]
+        ),
+    ),
+    "linear over the blocks, with a weight below 0": (
+        "merge_method: linear\nmodels:\n- {model: ./a, parameters: {weight: [0.9, 0.1]}}\n"
+        "- {model: ./b, parameters: {weight: [0.1, 2, 0.6]}}\n"
+        "- {model: ./c, parameters: {weight: [{filter: bias, value: 0.5}, {value: [-0.3, 0]}]}}\n",
+        lambda name, base, a, b, c: oracle.linear(
+            [a, b, c],
+            [
+                running([0.9, 0.1], name),
+                running([0.1, 2, 0.6], name),
+                0.5 if "bias" in name else running([-0.3, 0], name),
+            ],
         ),
     ),
     "linear over the blocks, to one": (

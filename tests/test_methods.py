@@ -140,6 +140,33 @@ def breadcrumbs(density: float, outliers: float, consensus: str | None = None) -
     return oracle
 
 
+def rescaled(kept: Callable[[np.ndarray], list[float]], how: str) -> Oracle:
+    """Return the oracle of what is kept of each vector, multiplied to its sum of magnitudes."""
+
+    def oracle(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
+        pruned = np.array([oracles_sparse.to_norm(vector, kept(vector)) for vector in vectors])
+        if how == "added":
+            return len(weights) * average(pruned, weights)
+        merge, numbers = oracles.ties_merge, [*weights]
+        if how == "sum":
+            merge, numbers = oracles.ties_sum, multipliers(weights)
+        return np.array(merge(pruned, [0.0] * len(vectors), numbers))
+
+    return oracle
+
+
+def trimmed(density: float) -> Callable[[np.ndarray], list[float]]:
+    def kept(vector: np.ndarray) -> list[float]:
+        least = oracles.threshold(vector, math.ceil(round(density * len(vector), 9)))
+        return [float(value) if abs(value) >= least else 0.0 for value in vector]
+
+    return kept
+
+
+def banded(vector: np.ndarray) -> list[float]:
+    return oracles.breadcrumbs(vector, "0.3", "0.1")
+
+
 def ram_plus(epsilon: float, boost: float, limit: float) -> Oracle:
     return lambda vectors, weights: oracles_sparse.ram(vectors, epsilon, weights, boost, limit)
 
@@ -152,6 +179,7 @@ def single_task(vectors: np.ndarray, weights: tuple[float, ...]) -> np.ndarray:
     return vectors[max(range(len(weights)), key=lambda task: (weights[task], task))]
 
 
+BANDED = {"density": 0.3, "outliers": 0.1, "rescale": "norm"}
 #: Method, its options, and its oracle; None where the result is drawn, optimised or of whole matrices, and
 #: tested elsewhere.
 METHODS: list[tuple[str, dict[str, Any], Oracle | WithBase | None]] = [
@@ -186,6 +214,8 @@ METHODS: list[tuple[str, dict[str, Any], Oracle | WithBase | None]] = [
     ("ties", {"density": 0.2}, ties(0.2)),
     ("ties", {"density": 1.0}, ties(1.0)),
     ("ties", {"density": 0.4, "consensus": "sum"}, ties(0.4, "sum")),
+    ("ties", {"density": 0.3, "rescale": "norm"}, rescaled(trimmed(0.3), "mean")),
+    ("ties", {"density": 0.3, "rescale": "norm", "consensus": "sum"}, rescaled(trimmed(0.3), "sum")),
     ("dare", {"density": 0.3}, dare(0.3)),
     ("dare", {"density": 1.0}, dare(1.0)),
     ("dare_ties", {"density": 0.6}, dare_ties(0.6)),
@@ -194,6 +224,7 @@ METHODS: list[tuple[str, dict[str, Any], Oracle | WithBase | None]] = [
     ("breadcrumbs", {}, breadcrumbs(0.15, 0.006)),
     ("breadcrumbs", {"density": 0.3, "outliers": 0.1}, breadcrumbs(0.3, 0.1)),
     ("breadcrumbs", {"density": 1.0, "outliers": 0.5}, breadcrumbs(1.0, 0.5)),
+    ("breadcrumbs", BANDED, rescaled(banded, "added")),
     ("breadcrumbs_ties", {"density": 0.3, "outliers": 0.1}, breadcrumbs(0.3, 0.1, "mean")),
     ("breadcrumbs_ties", {"density": 0.3, "consensus": "sum"}, breadcrumbs(0.3, 0.006, "sum")),
     ("della", {"density": 0.6, "epsilon": 0.3}, None),

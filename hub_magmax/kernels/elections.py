@@ -29,6 +29,13 @@ def ties_sum(rows: Rows, thresholds: Weights, multipliers: Weights) -> Float32[t
     return elected_sum(_trimmed(rows, thresholds), multipliers, multipliers)
 
 
+def rescaled_ties(
+    rows: Rows, thresholds: Weights, shares: Weights, weights: Weights
+) -> Float32[torch.Tensor, " chunk"]:
+    """Trim as `ties_merge`, and return the `elected_mean`; weights hold a rescaling, shares do not."""
+    return elected_mean(_trimmed(rows, thresholds), weights, shares)
+
+
 def _trimmed(rows: Rows, thresholds: Weights) -> list[torch.Tensor]:
     pairs = zip(rows, as_tensor(thresholds), strict=True)
     return [torch.where(row.abs() >= least, row, 0.0) for row, least in pairs]

@@ -21,6 +21,7 @@ from hub_magmax.kernels.elections import (
     dropped_sum,
     dropped_ties,
     dropped_ties_sum,
+    rescaled_ties,
     scaled_sum,
     scaled_ties,
     scaled_ties_sum,
@@ -151,6 +152,7 @@ TIES_SUM = Op(ties_sum, name="ties_sum")
 BAND = Op(banded_sum, name="band")
 BAND_TIES = Op(banded_ties, name="band_ties")
 BAND_TIES_SUM = Op(banded_ties_sum, name="band_ties_sum")
+RESCALED_TIES = Op(rescaled_ties, name="rescaled_ties")
 DROPPED = Op(dropped_sum, name="dropped")
 DROPPED_TIES = Op(dropped_ties, name="dropped_ties")
 DROPPED_TIES_SUM = Op(dropped_ties_sum, name="dropped_ties_sum")
@@ -179,6 +181,7 @@ OPS = {
         BAND,
         BAND_TIES,
         BAND_TIES_SUM,
+        RESCALED_TIES,
         DROPPED,
         DROPPED_TIES,
         DROPPED_TIES_SUM,

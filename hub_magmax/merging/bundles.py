@@ -89,11 +89,14 @@ def _kind(
     """Return what tensors of a bundle have in common; None of one that is merged alone."""
     if not job.merged or isinstance(job, FactorJob) or not 0 < job.num_elements <= SMALL_ELEMENTS:
         return None
+    values = values_of(job.tensor)
+    if values.method.get("rescale") == "norm":  # by a number of the tensor's own
+        return None
     dtype = sources["base_model"].index.tensors[job.tensor].dtype
     for source in sources.values():
         if source.index.tensors[job.tensor].dtype != dtype or source.tensor_file(job.tensor) is None:
             return None
-    return dtype, job.dtype, job.unread, values_of(job.tensor)
+    return dtype, job.dtype, job.unread, values
 
 
 class UnfitError(Exception):

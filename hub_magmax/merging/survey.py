@@ -28,6 +28,7 @@ from hub_magmax.kernels.ops import (
     CHOSEN,
     OPS,
     PRECOMPUTED,
+    RESCALED_TIES,
     STITCHED,
     TIES,
     TIES_SUM,
@@ -43,7 +44,9 @@ from hub_magmax.recipe.merge_values import MergeValues
 _GENERATOR_NAME = "the whole model"
 _PIECE_ELEMENTS = 2**20
 #: Operations of rules that can be stored.
-_STORED = (PRECOMPUTED, CHOSEN, TIES, TIES_SUM, BAND, BAND_TIES, BAND_TIES_SUM, STITCHED, BALANCED)
+_STORED = (
+    PRECOMPUTED, CHOSEN, TIES, TIES_SUM, BAND, BAND_TIES, BAND_TIES_SUM, RESCALED_TIES, STITCHED, BALANCED,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pydantic import Field
 from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.kernels.ops import SCALED, SCALED_TIES, SCALED_TIES_SUM, Op
 from hub_magmax.methods.registry import Paper, merge_method, preferred
+from hub_magmax.methods.rescaling import ratios
 from hub_magmax.methods.rules import Rule
 from hub_magmax.methods.sparse import Densities, NewConsensus
 from hub_magmax.options import PerTask
@@ -123,8 +124,7 @@ class _Rows:
     def _norm_factors(self) -> "Float64[np.ndarray, ' tasks']":
         """Return by task the sum of all magnitudes over that of the kept ones; 1 where nothing is kept."""
         (sums,) = self._chunks.map(self._row_sums, multiple_of=self._length)
-        whole, kept = ([math.fsum(rows) for rows in part] for part in sums.tolist())
-        return np.array([one / other if other else 1.0 for one, other in zip(whole, kept, strict=True)])
+        return ratios(*sums)
 
     def _row_sums(self, part: "Iterator[tuple[int, RawChunk]]") -> "Float64[np.ndarray, '2 tasks rows']":
         """Return the sums of the magnitudes of each row, and of those that are kept, in a fixed order."""

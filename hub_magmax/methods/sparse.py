@@ -14,6 +14,7 @@ from hub_magmax.kernels.ops import (
     DROPPED,
     DROPPED_TIES,
     DROPPED_TIES_SUM,
+    RESCALED_TIES,
     TIES,
     TIES_SUM,
     Op,
@@ -25,7 +26,7 @@ from hub_magmax.options import AddedLater, PerTask
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from jaxtyping import Int64
+    from jaxtyping import Float32, Int64
 
     from hub_magmax.kernels.randomness import CounterGenerator
     from hub_magmax.methods.chunks import Chunks
@@ -41,6 +42,8 @@ Consensus = Annotated[NewConsensus, AddedLater()]
 #: How a share of n elements becomes a number of elements where it is none; `down` as mergekit computes it.
 NewRounding = Literal["up", "down"]
 Rounding = Annotated[NewRounding, AddedLater()]
+#: What kept elements are multiplied by: the share of the vector's sum of magnitudes that is left, or 1.
+Rescale = Annotated[Literal["norm", "none"], AddedLater()]
 
 
 _TIES = Paper(
@@ -75,6 +78,7 @@ def ties(
     density: Densities = (0.2,),
     consensus: Consensus = "mean",
     rounding: Rounding = "up",
+    rescale: Rescale = "none",
     scope: Scope = "tensor",
 ) -> Rule:
     """Average, or add, per element, the tasks that agree with the sign elected by weighted mass.
@@ -84,13 +88,20 @@ def ties(
     but at least one, and everything that ties with the smallest of them. The preference weights both the
     election and the average; uniform preference and the scope `model` give TIES as published (Yadav et al.
     2023). With the consensus `sum` the task vectors are multiplied as by `task_arithmetic`, and what has the
-    elected sign then is added.
+    elected sign then is added. With the rescaling `norm`, which is mergekit's, all that a task keeps is
+    multiplied by one number, so that the sum of the magnitudes stays what it was.
     """
     from hub_magmax.methods.thresholds import magnitude_thresholds
 
     ranks = trimmed_ranks(chunks.num_elements, density, rounding)
     op, numbers = (TIES, preference) if consensus == "mean" else (TIES_SUM, multipliers)
     weights = np.array(numbers, np.float32)
+    if rescale == "norm":
+        (least,) = magnitude_thresholds(chunks, ranks)
+        rescaled = _restored(chunks, numbers, least, np.full_like(least, np.inf))
+        if consensus == "sum":
+            return Rule(TIES_SUM, per_task=(least, rescaled))
+        return Rule(RESCALED_TIES, per_task=(least, weights, rescaled))
 
     def rule_of(thresholds: "np.ndarray") -> Rule:
         return Rule(op, per_task=(thresholds[0], weights))
@@ -174,6 +185,7 @@ def breadcrumbs(
     density: Densities = (0.15,),
     outliers: Outliers = (0.006,),
     rounding: Rounding = "up",
+    rescale: Rescale = "none",
     scope: Scope = "tensor",
 ) -> Rule:
     """Remove the largest and the small magnitudes of each task vector, and add as `task_arithmetic` does.
@@ -182,11 +194,18 @@ def breadcrumbs(
     `floor(outliers · n)` are removed, and of the rest the largest `ceil(density · n)` are kept (with the
     rounding `down` the floor), or all where there are fewer. Magnitudes that equal the largest or the
     smallest kept one are kept as well, so ties keep more. A density of 1 without outliers is
-    `task_arithmetic`, bit for bit. Uniform preference multiplies every vector by one, which is Model
+    `task_arithmetic`, bit for bit. With the rescaling `norm`, which is mergekit's, what is kept is multiplied
+    as by `ties`. Uniform preference multiplies every vector by one, which is Model
     Breadcrumbs as published (Davari and Belilovsky 2023), tensor by tensor; the released code masks each
     row of a matrix by itself. The defaults are where that code begins its search.
     """
-    return _banded(chunks, BAND, multipliers, _banded_ranks(chunks.num_elements, density, outliers, rounding))
+    from hub_magmax.methods.thresholds import magnitude_thresholds
+
+    ranks = _banded_ranks(chunks.num_elements, density, outliers, rounding)
+    if rescale == "norm":
+        most, least = magnitude_thresholds(chunks, ranks)
+        return Rule(BAND, per_task=(least, most, _restored(chunks, multipliers, least, most)))
+    return _banded(chunks, BAND, multipliers, ranks)
 
 
 @merge_method(
@@ -232,6 +251,18 @@ def _banded(
         return Rule(op, per_task=(least, most, factors))
 
     return rule_of(magnitude_thresholds(chunks, ranks, rule_of))
+
+
+def _restored(
+    chunks: "Chunks",
+    numbers: tuple[float, ...],
+    least: "Float32[np.ndarray, ' tasks']",
+    most: "Float32[np.ndarray, ' tasks']",
+) -> "Float32[np.ndarray, ' tasks']":
+    """Return numbers by task, times what restores the sum of magnitudes of which a band is kept."""
+    from hub_magmax.methods.rescaling import norm_factors
+
+    return np.asarray(np.array(numbers) * norm_factors(chunks, least, most), np.float32)
 
 
 def trimmed_ranks(

@@ -206,7 +206,7 @@ class _Held:
         merged = self.plan.stored_item_bytes if not self.by_torch else MERGED
         rows = 0 if self._sees_files and size > SMALL_ELEMENTS else self._row_bytes
         vectors = VECTOR * self.num_tasks if self.by_torch or size <= SMALL_ELEMENTS else 0
-        surveyed = surveys.held_of_chunk(self.method.name, self.num_tasks, by_torch=self.by_torch)
+        surveyed = surveys.held_of_chunk(self.values.method, self.num_tasks, by_torch=self.by_torch)
         draws = self.method.held_bytes == 0 and "generator" in self.method.supplied and not surveyed
         parts = WEIGHED * (1 + self.num_tasks) * has_parts(self.values)
         shares = SHARE * (1 + self.num_tasks) * (self.method.statistics == "fisher")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from hub_magmax.methods.matrices import decomposition_bytes
 from hub_magmax.methods.thresholds import HELD_NUMBERS, MOST_RUNS, SAMPLE_RUN, SAMPLE_STRIDE
@@ -35,9 +37,16 @@ _COMPILED, _TORCH = (22, 2**17), (100, 2**16)
 _SUMS = (56, 2**16)
 
 
-def held_of_chunk(method: str, num_tasks: int, *, by_torch: bool) -> int:
-    """Return the bytes that a survey holds of each element of a chunk, beside what is stored."""
-    return HELD_OF_CHUNK.get(method, 0) * num_tasks * (_BY_TORCH if by_torch else 1)
+def held_of_chunk(method: Mapping[str, Any], num_tasks: int, *, by_torch: bool) -> int:
+    """Return the bytes that a survey holds of each element of a chunk, beside what is stored.
+
+    Args:
+        method: As a lock describes it. Where it restores sums of magnitudes, vectors are held for that.
+        num_tasks: Whose vectors are held.
+        by_torch: Torch computes, in place of compiled loops.
+    """
+    of_norm = VECTOR * (method.get("rescale") == "norm")
+    return HELD_OF_CHUNK.get(method["name"], of_norm) * num_tasks * (_BY_TORCH if by_torch else 1)
 
 
 #: Bytes of a histogram's bin, bins for each element that a sample leaves open, and the most bins.

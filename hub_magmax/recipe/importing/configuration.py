@@ -23,6 +23,10 @@ _OF_SOURCE = ("model", "layer_range", "parameters")
 _OF_MODULE = ("slices", "models", "parameters")
 _OF_CONDITION = ("filter", "value")
 
+#: Keys of a model as a mapping, and of each of its parts.
+_OF_REFERENCE = ("model", "lora", "override_architecture")
+_OF_PLACE = ("path", "revision")
+
 
 @dataclass(frozen=True)
 class Input:
@@ -242,6 +246,13 @@ class _Reader:
         at = entry.get(key)
         if at is None:
             return None
+        self._unknown(at, _OF_REFERENCE)
+        for part in map(at.get, ("model", "lora") if at.is_mapping else ()):
+            if part is not None:
+                self._unknown(part, _OF_PLACE)
+        if architecture := at.get("override_architecture"):
+            why = "read over here: the merged model has the architecture that its config names"
+            self._notes.add(architecture, "warning", why)
         found = read_reference(at)
         if isinstance(found, str):
             self._notes.lose(at, found)

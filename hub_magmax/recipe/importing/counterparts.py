@@ -36,6 +36,8 @@ class Counterpart:
         why: What it does.
         neutral: Parameters that change nothing.
         counts_base: Whether the base model is a task too.
+        at: Takes the share of the way through the blocks, and returns how a block is merged, where no
+            gradient says that; all else is about tensors outside of blocks.
     """
 
     method: str
@@ -49,6 +51,7 @@ class Counterpart:
     why: str = field(default="", compare=False)
     neutral: tuple[str, ...] = field(default=(), compare=False)
     counts_base: bool = False
+    at: Callable[[float], Counterpart] | None = field(default=None, compare=False)
 
 
 #: Makes the counterparts of all cases.

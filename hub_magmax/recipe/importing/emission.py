@@ -74,7 +74,9 @@ def _at_last(
 ) -> Iterator[Entry]:
     """Yield the last rule: what the recipe itself cannot say of the tensors that no other rule covers."""
     if not _is_plain(default):
-        yield from _by_block(Entry(("*",), None, default), region, cases[-1][0])
+        for entry in _by_block(Entry(("*",), None, default), region, cases[-1][0]):
+            if default.at is None or entry.found != default:
+                yield entry
 
 
 def _entries_of(one: Merged, default: Counterpart | None) -> Iterator[Entry]:
@@ -111,9 +113,8 @@ def _factors(region: Region, cases: Sequence[tuple[Case, Counterpart]]) -> Itera
 
 
 def _by_block(entry: Entry, region: Region, case: Case) -> Iterator[Entry]:
-    """Yield a rule, or one for each block where a factor differs between them."""
-    factor = entry.found.factor
-    if factor.is_constant:
+    """Yield a rule, or one for each block where a factor, or what no gradient says, differs between them."""
+    if entry.found.factor.is_constant and entry.found.at is None:
         yield entry
         return
     if not region.names:
@@ -121,11 +122,15 @@ def _by_block(entry: Entry, region: Region, case: Case) -> Iterator[Entry]:
     first, end = entry.blocks or (0, max(depths_of(region.names).values()))
     places = [block_of(name) for name in case.names]
     for block in sorted({place.number for place in places if place is not None}):
-        share = (block - first) / (end - first - 1) if end - first > 1 else 1.0
-        number = replace(entry.found, factor=constant(factor.at(share)))
-        yield replace(entry, blocks=(block, block + 1), found=number)
+        yield replace(entry, blocks=(block, block + 1), found=_at(entry.found, block - first, end - first))
     if None in places:
-        yield replace(entry, found=replace(entry.found, factor=factor.outside))
+        yield replace(entry, found=_outside(entry.found))
+
+
+def _at(found: Counterpart, block: int, count: int) -> Counterpart:
+    """Return how one of so many blocks is merged; one alone stands at the end of a gradient."""
+    share = block / (count - 1) if count > 1 else 1.0
+    return found.at(share) if found.at else replace(found, factor=constant(found.factor.at(share)))
 
 
 def _entries(
@@ -157,7 +162,7 @@ def _has_no_block(case: Case) -> bool:
 
 def _is_plain(found: Counterpart) -> bool:
     """Say whether a recipe itself can say this: there are no copies and no gradients."""
-    return found.take is None and all(value.is_constant for value in _values_in(found))
+    return found.take is None and found.at is None and all(value.is_constant for value in _values_in(found))
 
 
 def _values_in(found: Counterpart) -> Iterator[Value]:
@@ -249,6 +254,7 @@ def _outside(found: Counterpart) -> Counterpart:
         found,
         numbers=first(found.numbers),
         scaling=found.scaling.outside,
+        at=None,
         factor=found.factor.outside,
         options={name: first(option) for name, option in found.options.items()},
     )

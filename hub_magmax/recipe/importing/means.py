@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 
 from hub_magmax.recipe.importing.counterparts import (
@@ -16,7 +18,7 @@ from hub_magmax.recipe.importing.counterparts import (
     shares,
     shares_of,
 )
-from hub_magmax.recipe.importing.parameters import Value, constant, constant_sum, is_exact_factor
+from hub_magmax.recipe.importing.parameters import Value, constant, constant_sum, is_exact_factor, sums_of
 from hub_magmax.recipe.importing.readings import Readings
 
 #: Sums that differ from 1 by less are 1.
@@ -34,7 +36,7 @@ def linear(every: Sequence[Readings]) -> list[Counterpart]:
     if not all(_sums_to_one(read, total) for read, total in zip(every, totals, strict=True)):
         return one_by_one(_weighted_sum)(every)
     if None in totals:
-        return one_by_one(_relative_mean)(every)
+        return one_by_one(_signed_mean if any(map(_subtracts, every)) else _relative_mean)(every)
     return _constant_means(every, [total or 1.0 for total in totals])
 
 
@@ -79,6 +81,29 @@ def _mean_of(found: Counterpart) -> Counterpart | None:
     numbers = {task: constant(share) for task, share in parts[0].items()}
     why = "the weighted mean of the models"
     return Counterpart("average", numbers, scaling=constant(parts[1]), why=why, neutral=found.neutral)
+
+
+def _subtracts(read: Readings) -> bool:
+    """Say whether a weight is below 0."""
+    return any(point < 0 for value in read.each("weight").values() for point in value.points)
+
+
+def _signed_mean(read: Readings) -> Counterpart:
+    """Return a sum with the coefficients of every block: its weights, divided by their sum."""
+    weights = read.each("weight")
+    sums = sums_of([*weights.values()])
+    if min(sums) < SUM_OF_ZERO and max(sums) > -SUM_OF_ZERO:
+        why = "weights that sum to 0 on the way through the blocks, where mergekit writes NaN"
+        raise read.lost(why, *read.places_of_each("weight"))
+
+    def at(share: float) -> Counterpart:
+        own = {number: constant(value.at(share)) for number, value in weights.items()}
+        numbers = by_task(read, own, math.fsum(value.first for value in own.values()))
+        return Counterpart("task_arithmetic", numbers, "coefficients")
+
+    why = "the weighted mean of the models, as a sum of task vectors with coefficients of each block"
+    is_constant = all(value.is_constant for value in weights.values())
+    return replace(at(0.0), why=why, at=None if is_constant else at)
 
 
 def _relative_mean(read: Readings) -> Counterpart:

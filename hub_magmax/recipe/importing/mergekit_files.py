@@ -36,6 +36,18 @@ _NEAR_LIMIT = (
     "elements fall to the other side"
 )
 
+#: What methods make of 16 bits in mergekit, which computes all steps in them, and not here.
+_ROUNDED_STEPS = {
+    "arcee_fusion": (
+        "in 16 bits mergekit's importance is mostly rounding, so that it takes other elements than here, and "
+        "more of them: three times as many where models are near each other, or nearly all"
+    ),
+    "karcher": (
+        "in 16 bits mergekit rounds products and angles too, so that between models that are near each other "
+        "it ends elsewhere on the way"
+    ),
+}
+
 #: What numbers of rows mean that differ.
 _OTHER_ROWS = (
     "vocabularies of different sizes, and no tokenizer: mergekit 0.1.5 refuses them, older ones cut them"
@@ -121,6 +133,9 @@ def import_mergekit(top: Marked, models: Models, notes: Notes) -> Imported:
     if is_coarse:
         why = _COARSE if configuration.method.ranks else _NEAR_LIMIT
         notes.add(configuration.method_at, "in expectation", why)
+    precision = working_dtype(configuration, models)
+    if precision in _OF_16_BITS and configuration.method_name in _ROUNDED_STEPS:
+        notes.add(configuration.method_at, "warning", _ROUNDED_STEPS[configuration.method_name])
     if _have_other_rows(configuration, models):
         notes.add(configuration.slices[0].at, "warning", _OTHER_ROWS)
     return Imported(
@@ -128,7 +143,7 @@ def import_mergekit(top: Marked, models: Models, notes: Notes) -> Imported:
         recipe if notes.is_whole else None,
         tuple(_flags(configuration, models)),
         configuration.method.is_random or is_coarse,
-        working_dtype(configuration, models),
+        precision,
     )
 
 

@@ -11,6 +11,9 @@ from hub_magmax.recipe.importing.marked import Marked
 #: Ends of names of single files of weights.
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
+#: A folder or a repository as one text.
+_PLACE = re.compile(r"(?P<path>[^@]+)(@(?P<revision>[^@]+))?")
+
 #: A model as one text.
 _TEXT = re.compile(
     r"(?P<model>[^@+]+)(@(?P<revision>[^@+]+))?(\+(?P<lora>[^@+]+)(@(?P<lora_revision>[^@+]+))?)?"
@@ -89,7 +92,8 @@ def _read_place(at: Marked | None) -> Place | None:
         if path is None or not isinstance(path.value, str):
             return None
         return Place(path.value, str(revision.value) if revision else None)
-    return Place(at.value) if isinstance(at.value, str) and at.value else None
+    found = _PLACE.fullmatch(at.value) if isinstance(at.value, str) else None
+    return Place(found["path"], found["revision"]) if found else None
 
 
 def task_names(places: Sequence[Place]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from hub_magmax.recipe.importing.counterparts import ONE, SUM_OF_ZERO, ZERO, Counterpart, by_task, shares
@@ -16,6 +17,9 @@ _NAMES = {"dare_linear": "dare"}
 #: Methods that rank what they drop, and may scale what is left to the sum of magnitudes that was there.
 _RANKED = ("della", "della_linear")
 
+#: Methods beside these that do so.
+_RESCALED = ("ties", "breadcrumbs")
+
 
 def summed(read: Readings) -> Counterpart:
     """Return a sum of what is left of the task vectors."""
@@ -24,14 +28,16 @@ def summed(read: Readings) -> Counterpart:
     is_mean = read.switch("normalize") and (total is None or abs(total) >= SUM_OF_ZERO)
     if is_mean and total is None:
         raise read.lost("weights whose sum differs between blocks", read.place_of("normalize"))
-    numbers = _unscaled(read, by_task(read, weights, total if is_mean and total else 1.0))
+    counted = _without_emptied(read, weights)
+    numbers = _unscaled(read, by_task(read, counted, total if is_mean and total else 1.0))
     why = f"a {'mean' if is_mean else 'sum'} of what is left of the task vectors"
     return _made(read, numbers, "coefficients", options, scaling, why)
 
 
 def elected(read: Readings) -> Counterpart:
     """Return the mean, or the sum, of the tasks that agree with the sign that they elect."""
-    weights, scaling, options = read.each("weight"), read.shared("lambda"), _options(read)
+    weights = _without_emptied(read, read.each("weight"))
+    scaling, options = read.shared("lambda"), _options(read)
     if read.switch("normalize"):
         why = "the mean of the tasks that agree in sign"
         if not any(point for value in weights.values() for point in value.points):
@@ -44,6 +50,12 @@ def elected(read: Readings) -> Counterpart:
     why += "" if read.is_written("normalize") else f": {read.method} sums where normalize is left out"
     numbers = _unscaled(read, by_task(read, weights))
     return _made(read, numbers, "coefficients", options | {"consensus": "sum"}, scaling, why)
+
+
+def _without_emptied(read: Readings, weights: Mapping[int, Value]) -> dict[int, Value]:
+    """Return weights with 0 for models of density 0, of which nothing is left to agree or to be added."""
+    densities = read.each("density")
+    return {number: ZERO if densities[number] == ZERO else weight for number, weight in weights.items()}
 
 
 def _made(
@@ -81,9 +93,18 @@ def _options(read: Readings) -> dict[str, Any]:
     if read.method in _RANKED:
         return found | _ranked_options(read, densities)
     if not read.method.startswith("dare") and found["density"] != ONE:
-        _check_rescaling(read)
-        found["rounding"] = "down"
+        found |= {"rounding": "down", **_rescaling(read)}
     return found
+
+
+def _rescaling(read: Readings) -> dict[str, str]:
+    """Return whether what is left is scaled up; nothing where no line of the configuration says so."""
+    is_rescaled = read.switch("rescale")
+    if is_rescaled and read.method not in _RESCALED:
+        raise read.lost(f"{read.method} here does not scale what is left up", read.place_of("rescale"))
+    levels = chain.from_iterable(part.levels for part in read.configuration.slices)
+    is_written = read.method in _RESCALED and any("rescale" in level for level in levels)
+    return {"rescale": "norm" if is_rescaled else "none"} if is_written else {}
 
 
 def _ranked_options(read: Readings, densities: Mapping[str, Value]) -> dict[str, Any]:
@@ -103,17 +124,12 @@ def _check_epsilon(read: Readings, density: Value, epsilon: Value) -> None:
         raise read.lost(why, *(read.places_of_each("epsilon") or read.places_of_each("density")))
 
 
-def _check_rescaling(read: Readings) -> None:
-    """Raise where what is left is scaled up."""
-    if read.switch("rescale"):
-        raise read.lost(f"{read.method} here does not scale what is left up", read.place_of("rescale"))
-
-
 def _densities(read: Readings) -> dict[str, Value]:
-    """Return the density of every task; 1 of those that are not in this part."""
+    """Return the density of every task; 1 of those that are not in this part, or count nothing."""
     found = dict.fromkeys(read.family.tasks, ONE) | read.each_by_task("density")
+    found = {task: ONE if value == ZERO else value for task, value in found.items()}
     if min((point for value in found.values() for point in value.points), default=1) <= 0:
-        raise read.lost("a density is above 0: nothing would be left", *read.places_of_each("density"))
+        raise read.lost("a density that is 0 in some blocks, or below 0", *read.places_of_each("density"))
     return {task: Value(tuple(min(p, 1.0) for p in value.points)).simplest for task, value in found.items()}
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from hub_magmax.errors import KeyPath
 from hub_magmax.recipe.importing.cases import Case
 from hub_magmax.recipe.importing.configuration import Configuration
+from hub_magmax.recipe.importing.counterparts import ZERO
 from hub_magmax.recipe.importing.findings import Notes, Verdict
 from hub_magmax.recipe.importing.mergekit_methods import MERGEKIT_METHODS, SWITCHES
 from hub_magmax.recipe.importing.parameters import (
@@ -138,6 +139,8 @@ class _Judge:
         meaning = _MEANINGS.get(name, f"method.{name}")
         if why := self._why_nothing(name, value):
             return "exact", why
+        if name == "density" and value.in_numbers() == ZERO:
+            return "rounding", "nothing of the model is kept: its weight is 0"
         if name in ("density", "epsilon", "gamma") and self._method.is_random:
             return "in expectation", f"{meaning}; other elements are drawn"
         if name == "tol":
