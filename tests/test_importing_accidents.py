@@ -166,6 +166,76 @@ def test_models_as_mappings_have_revisions_in_their_texts_and_keys_that_are_read
     assert keys == ["models.0.model.model.revison", "models.0.model.rank"]
 
 
+def lost_in(text, models=None):
+    """Return the line and the reason of everything that has no counterpart."""
+    return [(f.line, f.why) for f in imported(text, models).findings if f.is_lost]
+
+
+def warnings_in(text):
+    return [(f.line, f.why) for f in imported(text).findings if f.verdict == "warning"]
+
+
+def test_a_key_that_replaces_a_merged_one_is_no_key_twice():
+    text = "models:\n- &one\n  model: a\n  parameters: {weight: 1}\n- <<: *one\n  model: b\n"
+    text += "merge_method: ties\nbase_model: o\n"
+    assert [task["model"] for task in recipe_of(text)["tasks"]] == ["a", "b"] and not warnings_in(text)
+    ((line, why),) = warnings_in(text.replace("model: b", "model: c\n  model: b"))
+    assert line == 6 and "stands here again" in why
+
+
+def test_what_is_wrong_is_told_at_its_line():
+    text = "merge_method: passthrough\nslices:\n- model: a\n  layer_range: [0, 4]\n"
+    assert lost_in(text) == [(3, "expected a list of sources")]
+    ranged = "merge_method: passthrough\nslices:\n- sources:\n  - model: a\n    layer_range: [4, 0]\n"
+    assert [line for line, why in lost_in(ranged) if "the second one larger" in why] == [5]
+    assert lost_in("merge_method: karcher\nmodels:\n- a\n")[0] == (
+        3,
+        "no model is named here: expected `- model: NAME`",
+    )
+    misspelt = models_of("ties", "a 1", base="o").replace("merge_method", "merge-method")
+    assert any("did you mean 'merge_method'" in why for _, why in warnings_in(misspelt))
+
+
+def test_a_density_that_is_no_share_is_warned_of():
+    text = models_of("ties", "a 1", base="o", rest="parameters: {density: 50}\n")
+    ((line, why),) = warnings_in(text)
+    assert line == 5 + 1 and why.startswith("above 1")
+    assert recipe_of(text)["method"]["density"] == 1
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear", "breadcrumbs"])
+def test_weights_that_cancel_are_added_as_mergekit_does(method):
+    text = models_of(method, "a 1", "b -1", base="o", rest="parameters: {normalize: true}\n")
+    assert recipe_of(text)["preference"]["coefficients"] == {"a": 1, "b": -1}
+    assert any("sum to 0" in why for _, why in warnings_in(text))
+
+
+def test_an_adapter_without_its_model_is_refused():
+    adapter = ModelFacts({"lora_A": "F32"}, {"lora_A": 4}, is_adapter=True)
+    found = lost_in(models_of("ties", "a 1", "b 1", base="o"), Known(a=adapter))
+    assert found == [(4, "an adapter, which mergekit takes as MODEL+ADAPTER alone")]
+
+
+@pytest.mark.parametrize(
+    ("template", "is_known"),
+    [
+        ("chatml", True),
+        ("auto", True),
+        ("'{% for m in messages %}{{ m }}{% endfor %}'", True),
+        ("chatMl", False),
+    ],
+)
+def test_chat_templates_that_mergekit_forgets_are_told(template, is_known):
+    text = models_of("ties", "a 1", base="o", rest=f"chat_template: {template}\n")
+    ((_, why),) = warnings_in(text)
+    assert ("neither a template's text" in why) is not is_known
+
+
+def test_documents_without_values_are_left_out():
+    text = models_of("ties", "a 1", base="o")
+    assert recipe_of(text + "---\n") == recipe_of(f"---\n---\n{text}...\n") == recipe_of(text)
+
+
 def test_weights_whose_sum_passes_0_on_the_way_are_refused():
     text = models_of("linear", "a 0.5", "b [0.25,-1]")
     found = imported(text)

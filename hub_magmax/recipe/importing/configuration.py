@@ -111,10 +111,10 @@ class _Reader:
 
     def read(self) -> Configuration | None:
         self._repeated(self._top)
+        self._unknown(self._top, _TOP)
         method = self._method()
         if method is None or self._how is None:
             return None
-        self._unknown(self._top, _TOP)
         base = self._reference("base_model", self._top)
         if self._how.base == "required" and not (base or self._has_own_bases()):
             self._notes.lose(method, f"{self._name} needs a base_model, also in mergekit")
@@ -178,13 +178,13 @@ class _Reader:
         if models is not None:
             return [self._models(models, base, levels)]
         found = []
-        for part in self._items(slices, "a list of slices"):
+        for part in self._items(slices, "a list of slices", at):
             own = self._own_base(part)
             inner = (self._level(part, is_shared=True), *levels)
             base_at = part.get("base_model") if own else self._top.get("base_model")
             inputs = [
                 self._input(source, own or base, inner, _OF_SOURCE)
-                for source in self._items(part.get("sources"), "a list of sources")
+                for source in self._items(part.get("sources"), "a list of sources", part)
             ]
             kept = tuple(one for one in inputs if one is not None)
             self._check_repeated(kept)
@@ -201,7 +201,8 @@ class _Reader:
 
     def _models(self, models: Marked, base: Reference | None, levels: tuple[Level, ...]) -> Slice:
         inputs = [
-            self._input(entry, base, levels, _OF_MODEL) for entry in self._items(models, "a list of models")
+            self._input(entry, base, levels, _OF_MODEL)
+            for entry in self._items(models, "a list of models", models)
         ]
         kept = [one for one in inputs if one is not None]
         self._check_repeated(kept)
@@ -210,10 +211,10 @@ class _Reader:
             kept.append(Input(base, base_at, ({}, *levels), is_base=True))
         return Slice(tuple(kept), base, base_at, levels, models)
 
-    def _items(self, at: Marked | None, expected: str) -> Sequence[Marked]:
+    def _items(self, at: Marked | None, expected: str, owner: Marked) -> Sequence[Marked]:
         if at is not None and at.items:
             return at.items
-        self._notes.lose(at or self._top, f"expected {expected}")
+        self._notes.lose(at or owner, f"expected {expected}")
         return ()
 
     def _input(
@@ -224,7 +225,7 @@ class _Reader:
         reference = self._reference("model", entry)
         if reference is None:
             if not entry.get("model"):
-                self._notes.lose(entry, "no model is named here")
+                self._notes.lose(entry, "no model is named here: expected `- model: NAME`")
             return None
         is_base = base is not None and reference == base
         ignored = is_base and self._how is not None and self._how.base != "like the others"
@@ -232,7 +233,8 @@ class _Reader:
         blocks_at = entry.get("layer_range")
         blocks = self._blocks(blocks_at) if blocks_at else None
         if "layer_range" in keys and blocks is None:
-            self._notes.lose(blocks_at or entry, "expected layer_range: [first, end], two whole numbers")
+            why = "expected layer_range: [first, end], two whole numbers from 0, the second one larger"
+            self._notes.lose(blocks_at or entry, why)
         return Input(reference, entry, (own, *levels), blocks, blocks_at, is_base)
 
     def _blocks(self, at: Marked) -> tuple[int, int] | None:

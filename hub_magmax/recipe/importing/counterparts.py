@@ -75,6 +75,14 @@ def one_by_one(make: Callable[[Readings], T]) -> Callable[[Sequence[Readings]], 
     return make_all
 
 
+def is_divided(read: Readings, total: float | None) -> bool:
+    """Say whether weights are divided by their sum, None where that differs; warn of a sum of 0."""
+    is_mean, is_zero = read.switch("normalize"), total is not None and abs(total) < SUM_OF_ZERO
+    if is_mean and is_zero:
+        read.warn("weights that sum to 0, where mergekit divides by 1: it adds them in spite of normalize")
+    return is_mean and not is_zero
+
+
 def by_task(read: Readings, weights: Mapping[int, Value], divisor: float = 1.0) -> dict[str, Value]:
     """Return the number of every task from those of the models; 0 of tasks that do not take part."""
     found = dict.fromkeys(read.family.tasks, ZERO)

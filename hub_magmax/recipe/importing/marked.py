@@ -159,11 +159,14 @@ class _Reader:
     def _entries(self, node: yaml.MappingNode, path: KeyPath) -> tuple[dict[str, Marked], list[Marked]]:
         """Return the entries of a mapping, merge keys included; of a key twice the last one counts."""
         entries: dict[str, Marked] = {}
-        repeated = []
+        repeated, own = [], {id(key) for key, _ in node.value}
+        written: set[str] = set()
         for key, value in self._pairs(node):
             name = str(key.value) if isinstance(key, yaml.ScalarNode) else "?"
-            if name in entries and key in (own for own, _ in node.value):
+            if name in written:
                 repeated.append(entries[name])
+            if id(key) in own:  # what `<<` brings is there to be replaced
+                written.add(name)
             entries[name] = self.marked(value, (*path, name), key)
         return entries, repeated
 

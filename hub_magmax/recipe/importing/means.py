@@ -13,6 +13,7 @@ from hub_magmax.recipe.importing.counterparts import (
     ZERO,
     Counterpart,
     by_task,
+    is_divided,
     one_by_one,
     plus,
     shares,
@@ -142,7 +143,7 @@ def _is_relative(read: Readings) -> bool:
 def _added(read: Readings) -> Counterpart:
     weights, scaling = read.each("weight"), read.shared("lambda")
     total = constant_sum([*weights.values()]) or 0.0
-    is_mean = read.switch("normalize") and abs(total) >= SUM_OF_ZERO
+    is_mean = is_divided(read, total)
     numbers = by_task(read, weights, total if is_mean else 1.0)
     why = "a mean of task vectors" if is_mean else "a sum of task vectors"
     if read.base_tasks:

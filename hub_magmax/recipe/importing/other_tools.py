@@ -53,6 +53,7 @@ def _documents(text: str, where: str) -> list[Marked]:
         hint = "It is a graph of expressions over single keys; docs/recipes.md says how a recipe is written."
         raise RecipeError("this is a recipe of sd-mecha, which is not imported", where=where, hint=hint)
     documents = read_documents(text, where)
+    documents = [one for one in documents if not one.is_empty] or documents
     if not any(is_mergekit(one) or is_peft(one) for one in documents):
         is_recipe = any(one.at(("base_model",)) and one.at(("tasks",)) for one in documents)
         raise RecipeError(

@@ -15,6 +15,15 @@ from hub_magmax.text import shown
 #: dtypes of mergekit that recipes have, and how safetensors writes them.
 _DTYPES: Mapping[str, str] = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
+#: Chat templates that mergekit has, and one that it takes from the models.
+_TEMPLATES = ("auto", "alpaca", "chatml", "exaone", "llama3", "mistral")
+
+#: Of any other name.
+_NO_TEMPLATE = (
+    f"neither a template's text nor one of {', '.join(_TEMPLATES)}: mergekit writes no tokenizer then, or, "
+    "where a tokenizer is set, fails after the weights"
+)
+
 #: dtypes that float32 holds without loss.
 _IN_FLOAT32 = frozenset(("F32", "F16", "BF16"))
 
@@ -115,8 +124,9 @@ class OutputReader:
         if at is not None and not isinstance(at.value, str):
             self.notes.lose(at, "expected the name or the text of a template")
         elif at is not None:
+            is_known = at.value in _TEMPLATES or (len(at.value) >= 20 and "{" in at.value)
             why = "no weights: set it in the tokenizer of the merged folder"
-            self.notes.add(at, "warning", why)
+            self.notes.add(at, "warning", why if is_known else _NO_TEMPLATE)
 
 
 #: Methods that mergekit computes in float32, whatever the models hold.

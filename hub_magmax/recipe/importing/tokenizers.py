@@ -12,6 +12,7 @@ from hub_magmax.recipe.importing.families import Family
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked
 from hub_magmax.recipe.importing.model_facts import ModelFacts, Models
+from hub_magmax.recipe.importing.parameters import as_number
 from hub_magmax.recipe.importing.readings import LostError
 from hub_magmax.recipe.importing.references import Place, Reference, read_reference
 from hub_magmax.recipe.importing.token_rows import RowReader, RowRules, check_mapping, lost
@@ -164,11 +165,15 @@ class TokenizerReader:
         at = spec.get("pad_to_multiple_of") if spec else None
         if at is None:
             return {}
-        if not isinstance(at.value, int) or isinstance(at.value, bool) or not 1 <= at.value <= 2**20:
+        number = None if isinstance(at.value, bool) else as_number(at.value)
+        if number is None or number != int(number) or not 0 <= number <= 2**20:
             raise lost(self.notes, at, "expected a whole number above 0")
+        if number == 0:
+            self.notes.add(at, "exact", "nothing is padded")
+            return {}
         why = "tokenizer.pad_to_multiple_of: new rows are the mean of all rows of a model"
         self.notes.add(at, "rounding", why)
-        return {"pad_to_multiple_of": at.value}
+        return {"pad_to_multiple_of": int(number)}
 
     def _warn(self, at: Marked, target: Reference | None, rules: RowRules) -> None:
         """Warn of rows of no token, which are dropped, and of an order that changes from run to run."""

@@ -70,7 +70,17 @@ class _Translator:
         }
         self._facts = {name: facts[0] for name, facts in found.items() if facts[0] is not None}
 
+    def _check_adapters(self) -> None:
+        """Note adapters that are named as models."""
+        for part in self._config.slices:
+            for one in part.inputs:
+                facts = self._facts.get(one.reference.written)
+                if facts is not None and facts.is_adapter:
+                    why = "an adapter, which mergekit takes as MODEL+ADAPTER alone"
+                    self._notes.lose(one.at, why)
+
     def recipe(self) -> dict[str, Any] | None:
+        self._check_adapters()
         layout = layout_of(self._config, self._facts, self._notes)
         check_stack(layout, self._facts, self._notes)
         family = family_of(self._config, self._notes)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
-from hub_magmax.recipe.importing.counterparts import ONE, SUM_OF_ZERO, ZERO, Counterpart, by_task, shares
+from hub_magmax.recipe.importing.counterparts import ONE, ZERO, Counterpart, by_task, is_divided, shares
 from hub_magmax.recipe.importing.findings import Verdict
 from hub_magmax.recipe.importing.parameters import Value, constant_sum, sums_of
 from hub_magmax.recipe.importing.readings import Readings
@@ -25,7 +25,7 @@ def summed(read: Readings) -> Counterpart:
     """Return a sum of what is left of the task vectors."""
     weights, scaling, options = read.each("weight"), read.shared("lambda"), _options(read)
     total = constant_sum([*weights.values()])
-    is_mean = read.switch("normalize") and (total is None or abs(total) >= SUM_OF_ZERO)
+    is_mean = is_divided(read, total)
     if is_mean and total is None:
         raise read.lost("weights whose sum differs between blocks", read.place_of("normalize"))
     counted = _without_emptied(read, weights)

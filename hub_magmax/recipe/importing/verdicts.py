@@ -32,6 +32,9 @@ _MEANINGS = {
     "rescale": "decides whether what is left is scaled up",
 }
 
+#: Of a density that is no share.
+_ABOVE_1 = "above 1, where mergekit keeps every element as with 1: a density is a share, such as 0.5"
+
 
 def judge(
     configuration: Configuration,
@@ -108,6 +111,8 @@ class _Judge:
                 why = "the density is 1, and then mergekit drops nothing, outliers included"
                 self._notes.add(condition.at, "warning", why)
             else:
+                if name == "density" and _is_above_1(condition.value):
+                    self._notes.add(condition.at, "warning", _ABOVE_1)
                 verdict, why = self._of_value(name, condition.value)
                 self._notes.add(condition.at, verdict, why + _over_blocks(condition.value))
         if setting.at.is_mapping or (setting.at.is_list and any(c.filter_at for c in setting.conditions)):
@@ -164,6 +169,11 @@ class _Judge:
 def _is_whole(density: Value) -> bool:
     numbers = density.in_numbers()
     return numbers is not None and min(numbers.points) >= 1
+
+
+def _is_above_1(density: Value) -> bool:
+    numbers = density.in_numbers()
+    return numbers is not None and max(numbers.points) > 1
 
 
 def _of_scale(value: Value) -> tuple[Verdict, str]:
