@@ -141,6 +141,7 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 def measure_pairs(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Time metrics of pairs without directions against plain reading, in this process, by processor time."""
+    load = os.getloadavg()[0]  # of other work: what is measured adds its own
     inputs = make_family(folder, options.size, num_tasks=NUM_TASKS)
     write_recipe(folder, {f"t{n}": f"task-{n}" for n in range(1, NUM_TASKS + 1)})
     planned = plan(folder / "recipe.yaml")
@@ -156,7 +157,8 @@ def measure_pairs(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         "reading_processor_seconds": statistics.median(reading),
         "pairs_processor_seconds": seconds,
         "pairs_ratio": seconds / statistics.median(reading),
-        "load": os.getloadavg()[0],
+        "load_before": load,
+        "cores": os.cpu_count(),
     }
 
 
@@ -172,7 +174,8 @@ def render_pairs(found: Mapping[str, Any]) -> None:
     told = (
         f"Of {found['tasks']} tasks of {found['parameters'] / 1e9:.2g}B parameters that pass took "
         f"{seconds:.2f} s of a processor,\n{ratio:.1f} times as long as reading their files from the page "
-        f"cache, beside other work (load {found['load']:.0f}; `python -m benchmarks.diagnoses --pairs`)."
+        f"cache (medians of {found['repeat']};\n{found['cores']} cores, with a load average of "
+        f"{found['load_before']:.1f} before; `python -m benchmarks.diagnoses --pairs`)."
     )
     replace_tables(PAGE, r"Of \d+ tasks of [^`]* parameters that pass took[^`]*`[^`]*`\)\.", told)
 

@@ -194,6 +194,11 @@ PRODUCT_CHUNKS = {
     "float64": lambda: chunk_of(products.BLOCK + 1, torch.float64),
     "mixed": lambda: chunk_of(3000, torch.bfloat16, other=torch.float32),
     "one task": lambda: chunk_of(3000, torch.float32, num_tasks=1),
+    "two tasks": lambda: chunk_of(3000, torch.float32, num_tasks=2),
+    "four tasks": lambda: chunk_of(3000, torch.bfloat16, num_tasks=4),
+    "five tasks": lambda: chunk_of(3000, torch.bfloat16, num_tasks=5),
+    "six tasks": lambda: chunk_of(3000, torch.bfloat16, num_tasks=6),
+    "eight tasks": lambda: chunk_of(3000, torch.float32, num_tasks=8),
     "eleven tasks": lambda: chunk_of(3000, torch.bfloat16, num_tasks=11),
     "task vectors": lambda: RawChunk.of_vectors(chunk_of(3000, torch.float32).task_vectors()),
     "task vectors and base": lambda: with_base_apart(chunk_of(3000, torch.float32)),
@@ -213,6 +218,14 @@ def test_every_backend_forms_the_same_products(chunk, backend):
     num_vectors = 1 + num_tasks_of(chunk)
     assert found.shape == (products.num_pairs(num_vectors), math.ceil(chunk.num_elements / products.BLOCK))
     assert found.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("chunk", PRODUCT_CHUNKS)
+def test_products_of_task_vectors_alone_are_those_beside_the_base_model(chunk, backend):
+    chunk, one = PRODUCT_CHUNKS[chunk](), {**BACKENDS, "reference": REFERENCE}[backend]
+    found, expected = (one.products(chunk, with_base=with_base) for with_base in (False, True))
+    assert found.tobytes() == expected[1 + num_tasks_of(chunk) :].tobytes()
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])

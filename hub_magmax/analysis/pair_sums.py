@@ -177,9 +177,9 @@ def _sums(
             job.name, job.num_elements, base, tuple(tasks), CHUNK_ELEMENTS, None, backend, memory
         )
         with inference():
-            found = GramOfTensor(chunks, job.shape).products()
+            found = GramOfTensor(chunks, job.shape).task_products()
         chunks.release(job.num_elements)
-        return found[1:, 1:]  # without the base model's values
+        return found
 
     sums = np.zeros((len(jobs), len(tasks), len(tasks)))
     with ThreadPoolExecutor(num_threads) as pool:

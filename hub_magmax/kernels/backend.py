@@ -101,7 +101,7 @@ class Backend(Protocol):
         """
         ...
 
-    def products(self, chunk: RawChunk) -> BlockSums:
+    def products(self, chunk: RawChunk, *, with_base: bool = True) -> BlockSums:
         """Return the inner products of the base model's values and the task vectors, block by block.
 
         Pairs are those of the base model with itself and every task, then those of the first task with itself
@@ -109,6 +109,7 @@ class Backend(Protocol):
 
         Args:
             chunk: From the first element of a block on, and to the last one of a block or of the tensor.
+            with_base: Otherwise those of the task vectors alone, which takes less time.
 
         Raises:
             NonFiniteError: If values or task vectors are not finite.

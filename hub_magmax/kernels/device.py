@@ -71,13 +71,15 @@ class Device(Reference):
         torch.from_numpy(out).copy_(stacked)
         return out
 
-    def products(self, chunk: RawChunk) -> Float64[np.ndarray, "pairs blocks"]:
+    def products(self, chunk: RawChunk, *, with_base: bool = True) -> Float64[np.ndarray, "pairs blocks"]:
         """Return inner products block by block, as `Backend.products` says."""
         if not chunk.has_base or self.device.type in WITHOUT_FLOAT64 or not chunk.num_elements:
-            return super().products(chunk)
+            return super().products(chunk, with_base=with_base)
         base, *checkpoints = self._values(chunk)
-        vectors = torch.cat([base.float()[None], task_vectors(base, checkpoints)])
-        chunk.check(float(vectors[1:].sum()))
+        vectors = task_vectors(base, checkpoints)
+        chunk.check(float(vectors.sum()))
+        if with_base:
+            vectors = torch.cat([base.float()[None], vectors])
 
         def zeros(shape: tuple[int, int]) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.float64, device=self.device)

@@ -98,9 +98,9 @@ class Reference:
         """Return the task vectors of a chunk, as `Backend.task_vectors` says."""
         return chunk.task_vectors()
 
-    def products(self, chunk: RawChunk) -> BlockSums:
+    def products(self, chunk: RawChunk, *, with_base: bool = True) -> BlockSums:
         """Return inner products block by block, as `Backend.products` says."""
-        vectors = chunk.vectors()
+        vectors = chunk.vectors() if with_base else chunk.task_vectors()
         step = max(1, self.piece_elements // BLOCK) * BLOCK
         sums = [np.empty((num_pairs(len(vectors)), 0))]
         for start in range(0, vectors.shape[1], step):

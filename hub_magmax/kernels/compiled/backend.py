@@ -16,7 +16,7 @@ from hub_magmax.kernels.chunk import INFINITY_BITS, LOOP_DTYPES, NARROW_DTYPES, 
 from hub_magmax.kernels.compiled import cache
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.ops import Inputs, Op
-from hub_magmax.kernels.products import BLOCK, GROUPS, num_pairs
+from hub_magmax.kernels.products import BLOCK, GROUPS, ROWS, num_pairs
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.kernels.row_ranks import RankTable
@@ -104,16 +104,16 @@ class Compiled(Reference):
         chunk.check_bits(cache.task_vectors(chunk.rows(), out))
         return out
 
-    def products(self, chunk: RawChunk) -> BlockSums:
+    def products(self, chunk: RawChunk, *, with_base: bool = True) -> BlockSums:
         """Return inner products block by block, as `Backend.products` says."""
         found = None
         if chunk.files is not None and chunk.files.dtype in LOOP_DTYPES:
             with chunk.files.reading(chunk.start) as reading:
-                found = _products(reading, chunk.num_elements)
+                found = _products(reading, chunk.num_elements, with_base)
         if found is None and chunk.has_base and chunk.is_narrow:
-            found = _products(in_memory(chunk.rows()), chunk.num_elements)
+            found = _products(in_memory(chunk.rows()), chunk.num_elements, with_base)
         if found is None:
-            return super().products(chunk)
+            return super().products(chunk, with_base=with_base)
         # A square is finite only if what is squared is.
         chunk.check(0.0 if np.isfinite(found).all() else math.nan)
         return found
@@ -304,13 +304,14 @@ def _merge(
     return Merged(found, merging.counts if op.selects else merging.counts[:0], 0.0 if finite else math.nan)
 
 
-def _products(reading: Reading, num_elements: int) -> BlockSums | None:
+def _products(reading: Reading, num_elements: int, with_base: bool) -> BlockSums | None:
     """Return inner products by their loop; None where a file is too short."""
-    num_vectors = len(reading.memory)
-    pairs = num_pairs(num_vectors)
-    found = np.empty((pairs, -(-num_elements // BLOCK)))
-    scratch = np.empty((num_vectors, cache.TILE * cache.LANES)), np.zeros((GROUPS, pairs * cache.LANES))
-    return found if cache.add_products(reading, num_elements, *scratch, found) == 0 else None
+    count = len(reading.memory) - (not with_base)
+    found = np.empty((num_pairs(count), -(-num_elements // BLOCK)))
+    moved = np.empty((len(reading.memory), ROWS * cache.LANES), np.float32)
+    sums = np.zeros((GROUPS, count * count * cache.LANES))
+    status = cache.add_products(reading, num_elements, int(not with_base), moved, sums, found)
+    return found if status == 0 else None
 
 
 def in_memory(rows: np.ndarray) -> Reading:

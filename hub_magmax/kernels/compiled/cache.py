@@ -45,10 +45,6 @@ LANES = 16
 #: Additional places that an array of places in a block needs: they are written a few at a time.
 SPARE = 4
 
-#: Rows of `LANES` elements whose inner products are formed at a time: those of six vectors stay in the
-#: nearest cache as float64.
-TILE = 16
-
 #: Elements of rows that are sorted at a time.
 SORTED = 2**17
 

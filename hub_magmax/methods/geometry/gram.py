@@ -60,12 +60,19 @@ class Gram:
             NonFiniteError: If a value is not finite.
         """
         if self._is_whole:
-            shares = self.chunks.map(self._blocks, multiple_of=BLOCK)
-            return total((part for share in shares for part in share), 1 + self.chunks.num_tasks)
+            return self._whole(with_base=True)
         by_row = self.each == "row"
         work, num_rows = (self._of_rows, 1) if by_row else (self._of_columns, _ROWS)
         (found,) = self.chunks.map(work, multiple_of=num_rows * self._row_elements)
         return found
+
+    def task_products(self) -> Products:
+        """Return the inner products of the task vectors alone: less work than `products`, and the same bits.
+
+        Raises:
+            NonFiniteError: If a value is not finite.
+        """
+        return self._whole(with_base=False) if self._is_whole else self.products()[..., 1:, 1:]
 
     def rule(self, weights: Weights) -> Rule:
         """Return the rule that adds the vectors times their weights.
@@ -86,8 +93,13 @@ class Gram:
     def _row_elements(self) -> int:
         return math.prod(self.shape[1:])
 
-    def _blocks(self, part: Iterator[tuple[int, RawChunk]]) -> list[np.ndarray]:
-        return [self.chunks.backend.products(chunk) for _, chunk in part]
+    def _whole(self, *, with_base: bool) -> Products:
+        work = partial(self._blocks, with_base=with_base)
+        shares = self.chunks.map(work, multiple_of=BLOCK)
+        return total((part for share in shares for part in share), with_base + self.chunks.num_tasks)
+
+    def _blocks(self, part: Iterator[tuple[int, RawChunk]], *, with_base: bool) -> list[np.ndarray]:
+        return [self.chunks.backend.products(chunk, with_base=with_base) for _, chunk in part]
 
     def _of_rows(self, part: Iterator[tuple[int, RawChunk]]) -> Products:
         # In memory of their own: small arrays that are kept among large ones that are not scatter memory.

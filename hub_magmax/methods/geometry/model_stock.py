@@ -57,7 +57,7 @@ def model_stock(
         return weighted_rule(tuple(float(weight > 0) for weight in preference))
     gram = Gram(chunks, shape, each)
     weights = np.array(preference)
-    ratio = _ratio(gram.products()[..., 1:, 1:], weights, floor)
+    ratio = _ratio(gram.task_products(), weights, floor)
     ratio = ratio if backwards else np.maximum(ratio, 0.0)
     vectors = np.concatenate([np.zeros(1), weights])
     return gram.rule(ratio[..., None] * vectors)
