@@ -1,9 +1,11 @@
 """Accidents of mergekit that decide weights, found by running both on configurations made at random."""
 
+from dataclasses import replace
+
 import pytest
 
 from hub_magmax.recipe.importing.model_facts import ModelFacts
-from tests.test_importing import NAMES, Known, imported, models_of, recipe_of
+from tests.test_importing import NAMES, SIX, Known, imported, models_of, recipe_of
 
 HALVES = Known(**dict.fromkeys("oab", ModelFacts(dict.fromkeys(NAMES, "BF16"), {}, 4)))
 
@@ -241,6 +243,15 @@ def test_weights_whose_sum_passes_0_on_the_way_are_refused():
     found = imported(text)
     assert [f.line for f in found.findings if f.is_lost] == [4, 6]
     assert imported(text.replace("0.25,-1", "0.25,-0.25")).recipe is not None
+
+
+def test_rows_of_padding_are_equal_where_elements_are_ranked():
+    rest = "tokenizer: {source: union, pad_to_multiple_of: %d}\nparameters: {density: 0.5}\n"
+    known = Known(**dict.fromkeys("oa", replace(SIX, tokens={str(n): n for n in range(6)})))
+    text = models_of("ties", "a 1", base="o", rest=rest)
+    assert imported(text % 4, known).verdict == "in expectation"
+    assert imported(text % 3, known).verdict == "rounding"
+    assert imported(text.replace("{density: 0.5}", "{lambda: 1}") % 4, known).verdict == "rounding"
 
 
 def test_ranges_of_layers_may_be_texts_and_floats():

@@ -187,6 +187,31 @@ BY_TENSOR = {
             ],
         ),
     ),
+    "a mean in some tensors, with weights that differ in sum, and a sum in others": (
+        "merge_method: task_arithmetic\nbase_model: ./base\nmodels:\n"
+        "- {model: ./a, parameters: {weight: [0.9, 0.1]}}\n- {model: ./b, parameters: {weight: [0.5, 0.4]}}\n"
+        "parameters: {normalize: [{filter: bias, value: false}, {value: true}], lambda: [1, 0.5]}\n",
+        lambda name, base, a, b, c: oracle.added(
+            base,
+            [a, b],
+            [running([0.9, 0.1], name), running([0.5, 0.4], name)],
+            normalize="bias" not in name,
+            scaling=running([1, 0.5], name),
+        ),
+    ),
+    "a trimmed mean with weights that differ in sum": (
+        "merge_method: breadcrumbs\nbase_model: ./base\nmodels:\n"
+        "- {model: ./a, parameters: {weight: [0.9, 0.3]}}\n"
+        "- {model: ./b, parameters: {weight: [0.5, -0.1]}}\n"
+        "parameters: {normalize: true, gamma: 0, density: [0.5, 0.25]}\n",
+        lambda name, base, a, b, c: oracle.added(
+            base,
+            [a, b],
+            [running([0.9, 0.3], name), running([0.5, -0.1], name)],
+            normalize=True,
+            sparsify=lambda n, v: oracle.trimmed(v, running([0.5, 0.25], name), 0.0),
+        ),
+    ),
     "linear over the blocks, to one": (
         "merge_method: linear\nmodels:\n- {model: ./a, parameters: {weight: [1, 0.25]}}\n"
         "- {model: ./b, parameters: {weight: [0, 0.75]}}\nparameters: {normalize: false}\n",

@@ -36,8 +36,8 @@ class Counterpart:
         why: What it does.
         neutral: Parameters that change nothing.
         counts_base: Whether the base model is a task too.
-        at: Takes the share of the way through the blocks, and returns how a block is merged, where no
-            gradient says that; all else is about tensors outside of blocks.
+        numbers_at: Takes the share of the way through the blocks, and returns the numbers of a block, where
+            no gradients say these; `numbers` are then those of tensors outside of blocks.
     """
 
     method: str
@@ -51,7 +51,7 @@ class Counterpart:
     why: str = field(default="", compare=False)
     neutral: tuple[str, ...] = field(default=(), compare=False)
     counts_base: bool = False
-    at: Callable[[float], Counterpart] | None = field(default=None, compare=False)
+    numbers_at: Callable[[float], Mapping[str, Value]] | None = field(default=None, compare=False)
 
 
 #: Makes the counterparts of all cases.
@@ -90,6 +90,24 @@ def by_task(read: Readings, weights: Mapping[int, Value], divisor: float = 1.0) 
         for task in read.tasks_of(number):
             found[task] = plus(read, found[task], weight.times(1 / divisor))
     return found
+
+
+def over_sum(read: Readings, weights: Mapping[int, Value]) -> Callable[[float], dict[str, Value]]:
+    """Return what gives the number of every task at a share of the way: weights divided by their sum.
+
+    Raises:
+        LostError: If the sum passes 0 on the way.
+    """
+    sums = sums_of([*weights.values()])
+    if min(sums) < SUM_OF_ZERO and max(sums) > -SUM_OF_ZERO:
+        why = "weights that are divided by their sum, which is 0 on the way through the blocks"
+        raise read.lost(why, *read.places_of_each("weight"))
+
+    def numbers_at(share: float) -> dict[str, Value]:
+        own = {number: constant(value.at(share)) for number, value in weights.items()}
+        return by_task(read, own, math.fsum(value.first for value in own.values()))
+
+    return numbers_at
 
 
 def plus(read: Readings, one: Value, other: Value) -> Value:

@@ -75,7 +75,7 @@ def _at_last(
     """Yield the last rule: what the recipe itself cannot say of the tensors that no other rule covers."""
     if not _is_plain(default):
         for entry in _by_block(Entry(("*",), None, default), region, cases[-1][0]):
-            if default.at is None or entry.found != default:
+            if default.numbers_at is None or entry.found != default:
                 yield entry
 
 
@@ -114,7 +114,7 @@ def _factors(region: Region, cases: Sequence[tuple[Case, Counterpart]]) -> Itera
 
 def _by_block(entry: Entry, region: Region, case: Case) -> Iterator[Entry]:
     """Yield a rule, or one for each block where a factor, or what no gradient says, differs between them."""
-    if entry.found.factor.is_constant and entry.found.at is None:
+    if entry.found.factor.is_constant and entry.found.numbers_at is None:
         yield entry
         return
     if not region.names:
@@ -130,7 +130,8 @@ def _by_block(entry: Entry, region: Region, case: Case) -> Iterator[Entry]:
 def _at(found: Counterpart, block: int, count: int) -> Counterpart:
     """Return how one of so many blocks is merged; one alone stands at the end of a gradient."""
     share = block / (count - 1) if count > 1 else 1.0
-    return found.at(share) if found.at else replace(found, factor=constant(found.factor.at(share)))
+    numbers_at, found = found.numbers_at, _resolved(found, share)
+    return replace(found, numbers=numbers_at(share)) if numbers_at else found
 
 
 def _entries(
@@ -162,7 +163,11 @@ def _has_no_block(case: Case) -> bool:
 
 def _is_plain(found: Counterpart) -> bool:
     """Say whether a recipe itself can say this: there are no copies and no gradients."""
-    return found.take is None and found.at is None and all(value.is_constant for value in _values_in(found))
+    return (
+        found.take is None
+        and found.numbers_at is None
+        and all(value.is_constant for value in _values_in(found))
+    )
 
 
 def _values_in(found: Counterpart) -> Iterator[Value]:
@@ -244,17 +249,22 @@ def _written(found: Counterpart, *, over_layers: bool) -> dict[str, Any]:
 
 def _outside(found: Counterpart) -> Counterpart:
     """Return what counts outside of the blocks, as the recipe itself says it."""
+    return _resolved(found, 0.0)
 
-    def first(option: Any) -> Any:
+
+def _resolved(found: Counterpart, share: float) -> Counterpart:
+    """Return the same with the numbers that gradients have at a share of the way through the blocks."""
+
+    def resolved(option: Any) -> Any:
         if isinstance(option, Mapping):
-            return {task: first(value) for task, value in option.items()}
-        return option.outside if isinstance(option, Value) else option
+            return {task: resolved(value) for task, value in option.items()}
+        return constant(option.at(share)) if isinstance(option, Value) else option
 
     return replace(
         found,
-        numbers=first(found.numbers),
-        scaling=found.scaling.outside,
-        at=None,
-        factor=found.factor.outside,
-        options={name: first(option) for name, option in found.options.items()},
+        numbers=resolved(found.numbers),
+        scaling=resolved(found.scaling),
+        factor=resolved(found.factor),
+        options={name: resolved(option) for name, option in found.options.items()},
+        numbers_at=None,
     )

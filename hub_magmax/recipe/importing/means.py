@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import reduce
 
 from hub_magmax.recipe.importing.counterparts import (
@@ -15,11 +13,12 @@ from hub_magmax.recipe.importing.counterparts import (
     by_task,
     is_divided,
     one_by_one,
+    over_sum,
     plus,
     shares,
     shares_of,
 )
-from hub_magmax.recipe.importing.parameters import Value, constant, constant_sum, is_exact_factor, sums_of
+from hub_magmax.recipe.importing.parameters import Value, constant, constant_sum, is_exact_factor
 from hub_magmax.recipe.importing.readings import Readings
 
 #: Sums that differ from 1 by less are 1.
@@ -91,20 +90,9 @@ def _subtracts(read: Readings) -> bool:
 
 def _signed_mean(read: Readings) -> Counterpart:
     """Return a sum with the coefficients of every block: its weights, divided by their sum."""
-    weights = read.each("weight")
-    sums = sums_of([*weights.values()])
-    if min(sums) < SUM_OF_ZERO and max(sums) > -SUM_OF_ZERO:
-        why = "weights that sum to 0 on the way through the blocks, where mergekit writes NaN"
-        raise read.lost(why, *read.places_of_each("weight"))
-
-    def at(share: float) -> Counterpart:
-        own = {number: constant(value.at(share)) for number, value in weights.items()}
-        numbers = by_task(read, own, math.fsum(value.first for value in own.values()))
-        return Counterpart("task_arithmetic", numbers, "coefficients")
-
+    numbers_at = over_sum(read, read.each("weight"))
     why = "the weighted mean of the models, as a sum of task vectors with coefficients of each block"
-    is_constant = all(value.is_constant for value in weights.values())
-    return replace(at(0.0), why=why, at=None if is_constant else at)
+    return Counterpart("task_arithmetic", numbers_at(0.0), "coefficients", why=why, numbers_at=numbers_at)
 
 
 def _relative_mean(read: Readings) -> Counterpart:
@@ -124,14 +112,10 @@ def _weighted_sum(read: Readings) -> Counterpart:
 
 def task_arithmetic(every: Sequence[Readings]) -> list[Counterpart]:
     """Return a sum of task vectors, or a mean where the weights are divided by sums that differ."""
-    means = one_by_one(_is_relative)(every)
-    if not any(means):
+    if not any(one_by_one(_is_relative)(every)):
         return one_by_one(_added)(every)
-    if not all(read.switch("normalize") for read in every):
-        places = [read.place_of("normalize") for read, is_mean in zip(every, means, strict=True) if is_mean]
-        raise every[0].lost(
-            "a mean in some tensors, with weights that differ in sum, and a sum in others", *places
-        )
+    if any(_subtracts(read) or not read.switch("normalize") for read in every):
+        return one_by_one(lambda read: (_divided if _is_relative(read) else _added)(read))(every)
     return one_by_one(_mean)(every)
 
 
@@ -149,6 +133,17 @@ def _added(read: Readings) -> Counterpart:
     if read.base_tasks:
         return _over_own_base(read, numbers, scaling, why)
     return Counterpart("task_arithmetic", numbers, "coefficients", scaling=scaling, why=why)
+
+
+def _divided(read: Readings) -> Counterpart:
+    """Return a sum with the coefficients of every block: its weights, divided by their sum."""
+    if read.base_tasks:
+        raise read.lost("weights that are divided by sums that differ, over a base model of the slice's own")
+    numbers_at, scaling = over_sum(read, read.each("weight")), read.shared("lambda")
+    why = "a mean of task vectors, by coefficients of each block"
+    return Counterpart(
+        "task_arithmetic", numbers_at(0.0), "coefficients", scaling=scaling, why=why, numbers_at=numbers_at
+    )
 
 
 def _over_own_base(read: Readings, numbers: Mapping[str, Value], scaling: Value, why: str) -> Counterpart:

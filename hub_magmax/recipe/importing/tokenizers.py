@@ -32,6 +32,12 @@ _CANCELLED = (
     "here, and they are their mean; mergekit takes the larger one of each two elements"
 )
 
+#: Of rows of padding, where elements are ranked.
+_EQUAL_ROWS = (
+    "new rows are equal to each other: of elements that equal the smallest kept one all stay here, and some "
+    "of them in mergekit"
+)
+
 #: What the source of a tokenizer can be.
 _SOURCES = "neither union nor base, nor one of the models as it is spelled there"
 
@@ -75,7 +81,7 @@ class TokenizerReader:
         target = None if at is spec else self._target(at)
         rules = RowRules(self.family, known, self._tokens(at, target))
         tokens = self._of_tokens(at, spec, rules)
-        padding = self._padding(spec)
+        padding = self._padding(spec, len(rules.tokens))
         self._warn(at, target, rules)
         name = "union" if target is None else rules.source_of(target)
         if self._are_same() and not (tokens or padding):
@@ -161,7 +167,17 @@ class TokenizerReader:
             self.notes.add(at, "warning", _CANCELLED)
         return {**usual, **chosen}
 
-    def _padding(self, spec: Marked | None) -> dict[str, int]:
+    @property
+    def _trims(self) -> bool:
+        """Whether a share of the elements is kept."""
+        every = (
+            levels
+            for part in self.configuration.slices
+            for levels in (part.levels, *(one.levels for one in part.inputs))
+        )
+        return any({"density", "select_topk"} & level.keys() for levels in every for level in levels)
+
+    def _padding(self, spec: Marked | None, num_tokens: int) -> dict[str, int]:
         at = spec.get("pad_to_multiple_of") if spec else None
         if at is None:
             return {}
@@ -173,6 +189,8 @@ class TokenizerReader:
             return {}
         why = "tokenizer.pad_to_multiple_of: new rows are the mean of all rows of a model"
         self.notes.add(at, "rounding", why)
+        if num_tokens % number and self._trims:
+            self.notes.add(at, "in expectation", _EQUAL_ROWS)
         return {"pad_to_multiple_of": int(number)}
 
     def _warn(self, at: Marked, target: Reference | None, rules: RowRules) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from hub_magmax.recipe.importing.counterparts import ONE, ZERO, Counterpart, by_task, is_divided, shares
+from hub_magmax.recipe.importing.counterparts import (
+    ONE,
+    ZERO,
+    Counterpart,
+    by_task,
+    is_divided,
+    over_sum,
+    shares,
+)
 from hub_magmax.recipe.importing.findings import Verdict
 from hub_magmax.recipe.importing.parameters import Value, constant_sum, sums_of
 from hub_magmax.recipe.importing.readings import Readings
@@ -26,12 +35,20 @@ def summed(read: Readings) -> Counterpart:
     weights, scaling, options = read.each("weight"), read.shared("lambda"), _options(read)
     total = constant_sum([*weights.values()])
     is_mean = is_divided(read, total)
-    if is_mean and total is None:
-        raise read.lost("weights whose sum differs between blocks", read.place_of("normalize"))
     counted = _without_emptied(read, weights)
-    numbers = _unscaled(read, by_task(read, counted, total if is_mean and total else 1.0))
     why = f"a {'mean' if is_mean else 'sum'} of what is left of the task vectors"
+    if is_mean and total is None:
+        return _divided(read, counted, _made(read, {}, "coefficients", options, scaling, why))
+    numbers = _unscaled(read, by_task(read, counted, total if is_mean and total else 1.0))
     return _made(read, numbers, "coefficients", options, scaling, why)
+
+
+def _divided(read: Readings, weights: Mapping[int, Value], found: Counterpart) -> Counterpart:
+    """Return the same with coefficients of every block: its weights, divided by their sum."""
+    if weights != read.each("weight") or (read.method.startswith("dare") and not read.switch("rescale")):
+        raise read.lost("weights whose sum differs between blocks", read.place_of("normalize"))
+    numbers_at = over_sum(read, weights)
+    return replace(found, numbers=numbers_at(0.0), numbers_at=numbers_at)
 
 
 def elected(read: Readings) -> Counterpart:
