@@ -84,7 +84,8 @@ def photograph(page: Path, folder: Path) -> None:
     """Write into a folder what a laptop and a phone show of the page, and the first for the documentation."""
     program = find_browser()
     assert program, "a browser is needed: install chromium"
-    with TemporaryDirectory() as profile:
+    # The browser may still write while the folder is removed.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Page(program, Path(profile))
         try:
             for name, width in WIDTHS.items():

@@ -88,7 +88,10 @@ def test_running_it_again_does_nothing_again_and_ends_the_same(table, quickstart
     assert (folder / "merged" / "merge_report.json").read_bytes() == report
     assert [line for line in lines if "already" not in line] == [
         *(f"merging {name} to compare with" for name in ("average", "magmax", "mirrored")),
-        *(f"scoring {name} ({n} of 3)" for n, name in enumerate(("average", "magmax", "mirrored"), 1)),
+        *(
+            f"scoring the model {name} ({n} of 3)"
+            for n, name in enumerate(("average", "magmax", "mirrored"), 1)
+        ),
     ]
 
 

@@ -270,6 +270,8 @@ HEAD = "base_model: ./b\ntasks: [{name: a, model: ./a}]\n"
         ("evaluation: {tasks: {a: test.jsonl}}", "write a: {dataset: test.jsonl}"),
         ("evaluation: {tasks: [test.jsonl]}", "write tasks: {animals: {dataset: me/animals, split: test}}"),
         ("training: {steps: 1, data: {a: [1]}}", "write a: {dataset: me/a}"),
+        ("evaluation: {tasks: {a: [x.jsonl]}}", "write a: {dataset: x.jsonl}."),
+        ("evaluation: {tasks: {a: [x.csv, y.csv]}}", "write a: {dataset: x.csv}; of several files, name"),
         (
             "training: {steps: 1, data: {a: {dataset: x}}, lora: 8}",
             "should be a mapping; its keys are rank,",

@@ -53,7 +53,10 @@ def test_another_merge_of_the_same_checkpoints_scores_the_merged_model_only(fold
     recipe = make_recipe(folder)
     assert len(scored(recipe)[1]) == 4
     other, lines = scored(recipe, "a")
-    assert lines == ["scores of 3 checkpoints are reused: 6 of 8 scores are there", "scoring merged (1 of 1)"]
+    assert lines == [
+        "scores of 3 checkpoints are reused: 6 of 8 scores are there",
+        "scoring the model merged (1 of 1)",
+    ]
     anew, lines = scored(recipe, "a", again=True)
     assert len(lines) == 4 and written(other) == written(anew)
 
@@ -61,14 +64,14 @@ def test_another_merge_of_the_same_checkpoints_scores_the_merged_model_only(fold
 def test_the_merged_model_is_measured_each_time(folder):
     recipe = make_recipe(folder)
     scored(recipe)
-    assert scored(recipe)[1][-1] == "scoring merged (1 of 1)"
+    assert scored(recipe)[1][-1] == "scoring the model merged (1 of 1)"
 
 
 def test_own_cells_count_the_models_that_are_scored_and_no_other(folder):
     data = {"a": {"dataset": "./rows.parquet"}}
     recipe = make_recipe(folder, tasks=data, cells="own")
     assert scored(recipe)[1] == [
-        f"scoring {n} ({i} of 3)" for i, n in enumerate(("base_model", "a", "merged"), 1)
+        f"scoring the model {n} ({i} of 3)" for i, n in enumerate(("base_model", "a", "merged"), 1)
     ]
     needs = evaluation_needs(recipe, lock(recipe), 0)
     assert str(needs).startswith("3 models;")
@@ -96,11 +99,11 @@ def test_examples_of_each_model_are_counted_while_it_is_scored(folder, monkeypat
     found = scored(recipe, progress=progress, again=True)[0]
     # Ten and eight examples in batches of four.
     names = ("base_model", "a", "b", "merged")
-    assert seen == [[18, f"scoring {name}", "examples", 4, 4, 2, 4, 4] for name in names]
+    assert seen == [[18, f"scoring the model {name}", "examples", 4, 4, 2, 4, 4] for name in names]
     assert written(found) == written(whole)
     seen.clear()
     scored(recipe, progress=progress)
-    assert [doing for _, doing, *_ in seen] == ["scoring merged"]
+    assert [doing for _, doing, *_ in seen] == ["scoring the model merged"]
 
 
 def test_each_of_two_processes_counts_the_examples_of_both():
@@ -161,7 +164,7 @@ def test_one_thread_reuses_what_several_measured_as_torchrun_gives_each_process_
     recipe = make_recipe(folder)
     scored(recipe)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
-    assert scored(recipe)[1][-1] == "scoring merged (1 of 1)"
+    assert scored(recipe)[1][-1] == "scoring the model merged (1 of 1)"
 
 
 def test_an_interrupted_evaluation_goes_on_with_the_merged_model_too(folder, monkeypatch):
@@ -180,7 +183,10 @@ def test_an_interrupted_evaluation_goes_on_with_the_merged_model_too(folder, mon
         scored(recipe)
     monkeypatch.setattr(Reuse, "keep", keep)
     found, lines = scored(recipe)
-    assert lines == ["scores of 3 checkpoints are reused: 7 of 8 scores are there", "scoring merged (1 of 1)"]
+    assert lines == [
+        "scores of 3 checkpoints are reused: 7 of 8 scores are there",
+        "scoring the model merged (1 of 1)",
+    ]
     assert written(found) == written(whole)
 
 

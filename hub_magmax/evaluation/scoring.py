@@ -203,7 +203,7 @@ def score(
     for name, place in prepared.places.items():
 
         def load(name: str = name, place: ModelPlace = place) -> LoadedModel:
-            report(f"scoring {name} ({run.index(name) + 1} of {len(run)})")
+            report(f"scoring the model {name} ({run.index(name) + 1} of {len(run)})")
             with step(f"loading {name}"):
                 return loading.load(name, place)
 
@@ -289,7 +289,7 @@ class _Bench:
     ) -> AbstractContextManager[Callable[[int], None] | None]:
         """Show the examples that are done; how many an evaluator brings is not known."""
         total = sum(0 if isinstance(self.examples[task], str) else len(self.examples[task]) for task in tasks)
-        doing = f"scoring {name}"
+        doing = f"scoring the model {name}"
         return opened(self.progress, total, doing, "examples") if total else step(doing)
 
     def _outcomes(

@@ -275,8 +275,10 @@ def _form(path: KeyPath, value: Any, keys: list[str]) -> str:
     """Return how a data set, or the last known key of a path, is written; empty where none is known."""
     last = path[-1] if path else ""
     if "dataset" in keys and last not in _FORMS:
-        name = value if isinstance(value, str) and value.isprintable() else f"me/{last}"
-        return f"write {last}: {{dataset: {name}}}"
+        names = value if isinstance(value, list) and value else [value]
+        is_named = all(isinstance(name, str) and name.isprintable() for name in names)
+        more = "; of several files, name the folder that holds them" if is_named and len(names) > 1 else ""
+        return f"write {last}: {{dataset: {names[0] if is_named else f'me/{last}'}}}{more}"
     if last == "tasks" and len(path) > 1:
         return "write tasks: {animals: {dataset: me/animals, split: test}}"
     key = str(next((part for part in reversed(path) if part in _FORMS), ""))
