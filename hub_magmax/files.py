@@ -56,6 +56,37 @@ def read_json(
         raise refused from error
 
 
+def read_result(path: Path, kind: type[Value], name: str, again: str, apart: Sequence[str] = ()) -> Value:
+    """Return a result from a file of JSON.
+
+    Args:
+        path: The file.
+        kind: Type of the result.
+        name: What it is called in messages, such as "a diagnosis".
+        again: How it is made again.
+        apart: Keys that stand beside its own.
+
+    Raises:
+        OutputError: If the file cannot be read, or holds anything else.
+    """
+    refused = OutputError(f"this is not {name} of this version", where=from_here(path), hint=again)
+    try:
+        return read_json(path.read_bytes(), kind, refused, apart)[0]
+    except OSError as error:
+        raise refused from error
+
+
+def json_text(values: Any) -> str:
+    """Return the text of a file of JSON that people read too."""
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_json(path: Path, values: Any) -> Path:
+    """Write values as `json_text` in one step, as `write_text`, and return the path."""
+    write_text(path, json_text(values))
+    return path
+
+
 def from_here(path: Path) -> str:
     """Return a path as it is named from the current folder: below it relative, elsewhere absolute."""
     path = path.absolute()

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
-from hub_magmax.analysis.merge_history import read_history
+from hub_magmax.analysis.merge_history import MergeHistory, read_history
 from hub_magmax.analysis.pair_sums import RANK, measured_pairs
 from hub_magmax.analysis.predicting_merges import MergePredictions, predict_merges
 from hub_magmax.analysis.study_journal import study_journal
@@ -136,6 +136,20 @@ def predict_merge(
     _check_counts(rank=rank, examples=examples)
     recipe, known = as_recipe(recipe), read_history(history)
     locked = as_lock(locked) or lock(recipe, report=report, progress=progress)
+    return predicted(recipe, known, locked, rank=rank, examples=examples, report=report, progress=progress)
+
+
+def predicted(
+    recipe: Recipe,
+    known: MergeHistory,
+    locked: Lock,
+    *,
+    rank: int,
+    examples: int,
+    report: Report,
+    progress: ProgressBar,
+) -> MergePredictions:
+    """Predict from a history that was read; see `predict_merge`."""
     if not any(merge.metrics for merge in known.merges):
         report("no merge of the history has metrics, so none are measured")
         return predict_merges(locked, known, None)

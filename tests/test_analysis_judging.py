@@ -22,13 +22,13 @@ from hub_magmax.analysis.predicting_merges import (
     MergePredictions,
     Prediction,
     Told,
-    write_predictions,
 )
 from hub_magmax.evaluation.assessment import assess
 from hub_magmax.evaluation.blind_spots import BlindSpots, Reached
 from hub_magmax.evaluation.chains import ChainProtocol
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.scores import Scores, make_score, read_scores, write_scores
+from hub_magmax.files import write_json
 from hub_magmax.pipeline import run
 from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.recipe.lockfile import LOCK_NAME, read_lock
@@ -188,7 +188,7 @@ def test_scores_that_are_not_right_or_wrong_have_nothing_lost_or_won(tmp_path, m
 
 
 def test_predictions_of_one_task_which_are_none_are_set_aside(tmp_path, made):
-    write_predictions(MergePredictions((), (), {}), tmp_path / "predictions.json")
+    write_json(tmp_path / "predictions.json", MergePredictions((), (), {}).to_dict())
     found = judge(load_recipe(made / "recipe.yaml"), judged(made)[1], ResultFiles(tmp_path))
     assert found.predictions is None
 
@@ -230,7 +230,7 @@ def predictions(locked, kept, refusal="", measured=None):
 def test_predictions_and_their_worth_are_told_whether_made_refused_or_known(tmp_path, made):
     found, locked = judged(made)
     place = tmp_path / "predictions.json"
-    write_predictions(predictions(locked, 0.9), place)
+    write_json(place, predictions(locked, 0.9).to_dict())
     beside = ResultFiles(tmp_path)
     recipe = load_recipe(made / "recipe.yaml")
     (first, *_, before), told = parts(judge(recipe, locked, beside), locked), "of its checkpoints' scores"
@@ -249,16 +249,14 @@ def test_predictions_and_their_worth_are_told_whether_made_refused_or_known(tmp_
     }
     for expected, one in cases.items():
         assert expected in parts(replace(found, predictions=one), locked)[0].facts[0]
-    write_predictions(
-        replace(predictions(locked, 0.9), predictions=(Prediction(("x",), "", None, Told(1.0), Told(1.0)),)),
-        place,
-    )
+    other = Prediction(("x",), "", None, Told(1.0), Told(1.0))
+    write_json(place, replace(predictions(locked, 0.9), predictions=(other,)).to_dict())
     of_others = judge(recipe, locked, beside)
     assert of_others.predictions is None
     told = parts(of_others, locked)[0].facts
     assert told == ("Not predicted: no prediction for these tasks was found.",)
     place.write_text("{}")
-    with pytest.raises(hm.HubMagmaxError, match="no predictions of this version"):
+    with pytest.raises(hm.HubMagmaxError, match="not a prediction of this version"):
         judge(recipe, locked, beside)
 
 

@@ -198,3 +198,10 @@ def test_a_finished_merge_is_read_with_its_metrics(tmp_path):
 def test_a_folder_without_merges_is_refused(tmp_path):
     with pytest.raises(OutputError, match=r"no finished merge is in it or below it"):
         read_history(tmp_path)
+
+
+def test_the_history_is_read_before_the_recipe_is_locked(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(json.dumps(classifier_recipe()))  # its checkpoints are not there
+    words = ["predict-merge", str(tmp_path / "recipe.yaml"), "--history", str(tmp_path)]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 1 and "no finished merge is in it" in done.stderr

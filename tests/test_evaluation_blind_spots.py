@@ -10,7 +10,7 @@ import pytest
 
 import hub_magmax as hm
 from benchmarks import blindspots
-from hub_magmax.errors import EvaluationError
+from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.blind_spots import (
     BlindSpots,
     Reached,
@@ -18,9 +18,9 @@ from hub_magmax.evaluation.blind_spots import (
     moves,
     read_blind_spots,
     share,
-    write_blind_spots,
 )
 from hub_magmax.evaluation.chains import ChainProtocol
+from hub_magmax.files import write_json
 from hub_magmax.merging.execution import merge
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.recipe.loading import load_recipe
@@ -126,11 +126,11 @@ def test_as_many_leave_what_is_sampled_by_chance_as_fresh_samples_solve():
 def test_results_are_stored_and_read(tmp_path):
     for layer in (1.0, 1):  # all of the depth, and a block
         found = BlindSpots((reached(),), ChainProtocol(layer, grafts=("zero", "mean")), "sha256:1")
-        path = write_blind_spots(found, tmp_path / "blind_spots.json")
+        path = write_json(tmp_path / "blind_spots.json", found.to_dict())
         assert read_blind_spots(path) == found
         assert type(read_blind_spots(path).protocol.layer) is type(layer)
     path.write_text(path.read_text().replace("-010", "-01"))
-    with pytest.raises(EvaluationError, match="does not hold blind spots"):
+    with pytest.raises(OutputError, match="this is not a list of blind spots of this version"):
         read_blind_spots(path)
 
 

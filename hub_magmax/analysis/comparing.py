@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
 from hub_magmax.evaluation.scoring import counted
 from hub_magmax.evaluation.shared_examples import num_shared, read_digests
 from hub_magmax.evaluation.tables import Cell, Format, Measured, Shown, Table, Tabular
-from hub_magmax.files import named_after, write_text
+from hub_magmax.files import json_text, named_after, write_text
 from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.loading import updated
 from hub_magmax.recipe.lockfile import Lock
@@ -98,7 +97,7 @@ class Comparison(Tabular):
             del score["outcomes"]
         for method, found in zip(values["methods"], self.methods, strict=True):
             method["deviation"] = found.deviation
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        return json_text(values)
 
     def table(self, form: Format = "text") -> str:
         """Return the methods, the best first, and why the winner is the winner."""

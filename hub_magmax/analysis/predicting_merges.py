@@ -25,9 +25,8 @@ from hub_magmax.analysis.mergeability import (
     leverages,
     ridge,
 )
-from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.tables import Format, Table, Tabular
-from hub_magmax.files import read_json, write_text
+from hub_magmax.files import read_result
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.reporting.pair_metrics import PairMetrics
 from hub_magmax.text import number_of
@@ -162,22 +161,13 @@ def _worth(found: Worth | None) -> tuple[float | None, float | None]:
     return (found.r, found.error) if found else (None, None)
 
 
-def write_predictions(found: MergePredictions, path: Path) -> Path:
-    """Write predictions to a file, and return its path."""
-    write_text(path, json.dumps(found.to_dict(), indent=1) + "\n")
-    return path
-
-
 def read_predictions(path: Path) -> MergePredictions:
-    """Return the predictions that `write_predictions` stored.
+    """Return the predictions stored in `path`.
 
     Raises:
-        OutputError: If the file is not what it writes.
+        OutputError: If it holds something else.
     """
-    refused = OutputError(
-        "no predictions of this version", where=str(path), hint="Run `hub-magmax predict-merge` again."
-    )
-    return read_json(path.read_bytes(), MergePredictions, refused)[0]
+    return read_result(path, MergePredictions, "a prediction", "Run `hub-magmax predict-merge` again.")
 
 
 def predict_merges(lock: Lock, history: MergeHistory, metrics: PairMetrics | None) -> MergePredictions:

@@ -154,8 +154,9 @@ def blindspots(asked: RecipeOptions, how: ChainOptions, form: Format) -> Answer:
     """
     from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, read_merged
     from hub_magmax.evaluation.blind_spot_measuring import blindspots as do_blindspots
-    from hub_magmax.evaluation.blind_spots import BLIND_SPOTS_NAME, write_blind_spots
+    from hub_magmax.evaluation.blind_spots import BLIND_SPOTS_NAME
     from hub_magmax.evaluation.chains import ChainProtocol
+    from hub_magmax.files import write_json
     from hub_magmax.recipe.result_files import place_of_results
 
     beside = checked_beside(asked, [BLIND_SPOTS_NAME])
@@ -165,8 +166,9 @@ def blindspots(asked: RecipeOptions, how: ChainOptions, form: Format) -> Answer:
     size = found.evaluation.batch_size if found.evaluation else 1
     protocol = ChainProtocol(**how.given(), seed=found.seed, batch_size=size)
     spots = do_blindspots(found, locked, found.output_path, protocol=protocol, report=say, progress=progress)
-    files = [write_blind_spots(spots, place.path(BLIND_SPOTS_NAME)), *linked_card(asked, place)]
-    return Answer(spots.to_dict(), table_and(files, spots.table(form), form))
+    values = spots.to_dict()
+    files = [write_json(place.path(BLIND_SPOTS_NAME), values), *linked_card(asked, place)]
+    return Answer(values, table_and(files, spots.table(form), form))
 
 
 @verb

@@ -9,7 +9,6 @@ Source: arXiv:2606.19636.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,12 +16,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.chains import GREEDY, ChainProtocol
 from hub_magmax.evaluation.intervals import Difference, paired_difference, wilson_interval
 from hub_magmax.evaluation.scores import MERGED
 from hub_magmax.evaluation.tables import Cell, Format, Measured, Table, Tabular
-from hub_magmax.files import read_json, write_text
+from hub_magmax.files import read_result
 
 #: File of the results, beside the merged model or the recipe.
 BLIND_SPOTS_NAME = "blind_spots.json"
@@ -274,19 +272,10 @@ def _overlap_lines(own: Reached) -> Iterator[str]:
     yield line + "."
 
 
-def write_blind_spots(found: BlindSpots, path: Path) -> Path:
-    """Write results to a file, and return its path."""
-    write_text(path, json.dumps(found.to_dict(), indent=1) + "\n")
-    return path
-
-
 def read_blind_spots(path: Path) -> BlindSpots:
-    """Return the results that `write_blind_spots` stored.
+    """Return the blind spots stored in `path`.
 
     Raises:
-        EvaluationError: If the file is not what it writes.
+        OutputError: If it holds something else.
     """
-    refused = EvaluationError(
-        f"{BLIND_SPOTS_NAME} does not hold blind spots", where=str(path), hint="Measure them again."
-    )
-    return read_json(path.read_bytes(), BlindSpots, refused)[0]
+    return read_result(path, BlindSpots, "a list of blind spots", "Run `hub-magmax blindspots` again.")

@@ -17,7 +17,7 @@ from hub_magmax.errors import EvaluationError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.intervals import mean_interval
 from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
-from hub_magmax.files import digest, write_text
+from hub_magmax.files import digest, json_text, write_text
 from hub_magmax.text import at_most, cut_names
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ class Scores(Tabular):
         values = _values(replace(self, scores=short))
         for score in values["scores"]:
             del score["outcomes"], score["probabilities"]
-        return json.dumps({"digest": self.digest, **values}, indent=2, ensure_ascii=False) + "\n"
+        return json_text({"digest": self.digest, **values})
 
     def outcomes_json(self) -> str:
         """Return the single outcomes, one model and task a line."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax.checkpoints.adapters.config import config_of
 from hub_magmax.checkpoints.source import TensorSource, tensor_place
 from hub_magmax.errors import NonFiniteError
+from hub_magmax.files import json_text
 from hub_magmax.kernels.dtypes import torch_dtype
 from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.randomness import CounterGenerator
@@ -192,7 +193,7 @@ def adapter_config(plan: Plan, sources: Mapping[str, TensorSource]) -> str:
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return json_text(values)
 
 
 def _is_transposed(plan: Plan, said: Sequence[Mapping[str, Any]]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from hub_magmax.errors import LockError
-from hub_magmax.files import digest, read_json
+from hub_magmax.files import digest, json_text, read_json
 from hub_magmax.recipe.merge_values import MergeValues, positive_shares
 from hub_magmax.recipe.norms import Lengths
 from hub_magmax.recipe.renaming import Renaming
@@ -355,7 +354,7 @@ class Lock(Brief):
 
     def to_json(self) -> str:
         values = {"digest": self.digest, "checksum": self.checksum, **self._said()}
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        return json_text(values)
 
 
 #: What functions take for a lock.

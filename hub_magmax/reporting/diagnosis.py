@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -11,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.tables import Cell, Format, Table, Tabular
-from hub_magmax.files import read_json
+from hub_magmax.files import json_text, read_result
 from hub_magmax.planning.findings.faults import (
     THRESHOLDS,
     Evidence,
@@ -225,7 +223,7 @@ class Diagnosis(Tabular):
             "numbers": {group.name: group.numbers() for group in (self.whole, *self.layers)},
         }
         values = asdict(self) | derived
-        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        return json_text(values)
 
 
 def verdict(suspects: Sequence[str], *, notes: bool) -> str:
@@ -241,13 +239,8 @@ def read_diagnosis(path: Path) -> Diagnosis:
     Raises:
         OutputError: If it holds something else.
     """
-    refused = OutputError(
-        "not a diagnosis of this version", where=str(path), hint="Run `hub-magmax diagnose` again."
-    )
-    try:
-        return read_json(path.read_bytes(), Diagnosis, refused, ("findings", "numbers"))[0]
-    except OSError as error:
-        raise refused from error
+    again = "Run `hub-magmax diagnose` again."
+    return read_result(path, Diagnosis, "a diagnosis", again, ("findings", "numbers"))
 
 
 def _uneven(found: Diagnosis) -> Iterator[Finding]:

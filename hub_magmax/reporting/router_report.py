@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hub_magmax.errors import OutputError
 from hub_magmax.evaluation.intervals import Difference
 from hub_magmax.evaluation.tables import Cell, Format, Measured, Table, Tabular
-from hub_magmax.files import os_errors, read_json
+from hub_magmax.files import read_result
 from hub_magmax.text import number_of
 
 #: Picture of a router, beside the model that it belongs to.
@@ -247,9 +246,4 @@ def read_router_report(path: Path) -> RouterReport:
     Raises:
         OutputError: If it cannot be read.
     """
-    refused = OutputError(
-        "this is no record of a router", where=str(path), hint="Fit it again: hub-magmax route RECIPE."
-    )
-    with os_errors(path):
-        text = path.read_bytes()
-    return read_json(text, _Stored, refused)[0].report
+    return read_result(path, _Stored, "the record of a router", "Run `hub-magmax route RECIPE` again.").report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from hub_magmax.checkpoints.opening import open_source
 from hub_magmax.checkpoints.source import FileSource
 from hub_magmax.errors import MissingDependencyError, RecipeError
 from hub_magmax.evaluation.evaluators.loading import LoadedModel
-from hub_magmax.files import os_errors, write_text
+from hub_magmax.files import os_errors, write_json
 from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.training import Lora
@@ -107,8 +106,7 @@ class TrainedAdapter:
                 folder / ADAPTER_NAME,
                 {"format": "pt"},
             )
-        text = json.dumps({**self.config, **values}, indent=2, ensure_ascii=False)
-        write_text(folder / ADAPTER_CONFIG_NAME, text + "\n")
+        write_json(folder / ADAPTER_CONFIG_NAME, {**self.config, **values})
 
 
 def add_adapter(model: LoadedModel, model_class: str, spec: Lora, seed: int) -> TrainedAdapter:

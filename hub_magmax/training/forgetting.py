@@ -6,7 +6,6 @@ task i of T, the average is the mean of R_Tj over j, and backward transfer the m
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from hub_magmax.evaluation.evaluators import Evaluator, brings_data, evaluator_o
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model
 from hub_magmax.evaluation.models import Loading
 from hub_magmax.evaluation.scoring import run_evaluator
-from hub_magmax.files import digest, write_text
+from hub_magmax.files import digest, write_json
 from hub_magmax.pipeline import lock
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.examples import Evaluation
@@ -108,7 +107,7 @@ def write_forgetting(found: Forgetting, place: ResultFiles) -> list[Any]:
         OutputError: If they cannot be written.
     """
     values, picture = (place.path(name) for name in FILES)
-    write_text(values, json.dumps(found.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    write_json(values, found.to_dict())
     scale = Scale(found.metric, found.is_share, found.unit)
     return [values, *draw_forgetting(found.scores, scale, picture)]
 

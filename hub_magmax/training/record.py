@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.errors import OutputError
-from hub_magmax.files import from_here, read_json
+from hub_magmax.files import from_here, json_text, read_result
 from hub_magmax.text import shown
 
 #: File of a checkpoint's record, beside its weights.
@@ -53,7 +53,7 @@ class TrainingRecord:
         return {part: found[part] for part in ("settings", "start", "data", "run")}
 
     def to_json(self) -> str:
-        return json.dumps({"format": 1, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        return json_text({"format": 1, **asdict(self)})
 
 
 def read_record(path: Path) -> TrainingRecord | None:
@@ -64,12 +64,8 @@ def read_record(path: Path) -> TrainingRecord | None:
     """
     if not path.is_file():
         return None
-    unreadable = OutputError(
-        "this record of a training cannot be read",
-        where=from_here(path),
-        hint="Delete its folder, and the task is trained again.",
-    )
-    return read_json(path.read_bytes(), TrainingRecord, unreadable, ("format",))[0]
+    again = "Delete its folder, and the task is trained again."
+    return read_result(path, TrainingRecord, "the record of a training", again, ("format",))
 
 
 def check_same(

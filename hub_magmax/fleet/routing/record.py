@@ -13,7 +13,7 @@ from hub_magmax.checkpoints.index import ROUTER_NAME, ROUTER_WEIGHTS_NAME
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import EvaluationError
-from hub_magmax.files import digest, read_json, write_bytes, write_text
+from hub_magmax.files import digest, read_json, write_bytes, write_json
 from hub_magmax.fleet.routing.verifier import Verifier
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.recipe.lockfile import LOCK_NAME
@@ -96,8 +96,7 @@ def write_router(record: RouterRecord, arrays: bytes, folder: Path) -> None:
         OutputError: If they cannot be written.
     """
     write_bytes(folder / ROUTER_WEIGHTS_NAME, arrays)
-    text = json.dumps({"digest": record.digest, **record.values}, indent=2, ensure_ascii=False) + "\n"
-    write_text(folder / ROUTER_NAME, text)
+    write_json(folder / ROUTER_NAME, {"digest": record.digest, **record.values})
 
 
 def read_router(source: TensorSource) -> tuple[RouterRecord, Verifier]:

@@ -9,11 +9,11 @@ https://github.com/in-toto/attestation/blob/main/spec/v1/statement.md and https:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
 from hub_magmax.checkpoints.locations import location_of
+from hub_magmax.files import json_text
 from hub_magmax.merging.output.report import MergeReport
 from hub_magmax.recipe.lockfile import Lock, LockedSource
 from hub_magmax.recipe.schema import Recipe
@@ -83,7 +83,7 @@ def provenance(recipe: Recipe, lock: Lock, report: MergeReport) -> str:
             "runDetails": {"builder": {"id": BUILDER, "version": dict(report.versions)}},
         },
     }
-    return json.dumps(publishable_values(statement), indent=2, ensure_ascii=False) + "\n"
+    return json_text(publishable_values(statement))
 
 
 def _dependencies(name: str, source: LockedSource, place: str, side_files: bool) -> Iterator[dict[str, Any]]:

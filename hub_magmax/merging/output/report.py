@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.errors import OutputError
-from hub_magmax.files import digest, read_json
+from hub_magmax.files import digest, json_text, read_json
 from hub_magmax.text import Brief, format_bytes
 
 REPORT_NAME = "merge_report.json"
@@ -178,7 +177,7 @@ class MergeReport(Brief):
 
     def to_json(self) -> str:
         values = {"digest": self.digest, **asdict(self), "shards": [s.to_dict() for s in self.shards]}
-        return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        return json_text(values)
 
 
 def read_report(path: Path) -> MergeReport:

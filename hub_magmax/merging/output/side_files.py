@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from hub_magmax.checkpoints.index import ADAPTER_CONFIG_NAME
 from hub_magmax.checkpoints.pinning import copied_files, copy_side_file
 from hub_magmax.checkpoints.side_files import is_side_file
 from hub_magmax.checkpoints.source import TensorSource
-from hub_magmax.files import os_errors, sha256_of, write_text
+from hub_magmax.files import os_errors, sha256_of, write_json, write_text
 from hub_magmax.merging.adapters import adapter_config
 from hub_magmax.merging.output.folder import PartialFolder
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME, provenance
@@ -122,7 +121,7 @@ def _write_for_loaders(plan: Plan, sources: Mapping[str, TensorSource], folder: 
     if len(plan.shards) > 1:
         weight_map = {job.name: shard.file for shard in plan.shards for job in shard.jobs}
         index = {"metadata": {"total_size": plan.bytes_out}, "weight_map": weight_map}
-        write_text(folder / plan.index_name, json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+        write_json(folder / plan.index_name, index)
     if plan.ranks:
         write_text(folder / ADAPTER_CONFIG_NAME, adapter_config(plan, sources))
 
