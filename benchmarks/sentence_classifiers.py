@@ -7,7 +7,7 @@ in the two uppermost layers alone: a minute on one core.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,46 @@ NUM_STEPS, BATCH_SIZE, LEARNING_RATE, MAX_TOKENS = 40, 32, 2e-4, 48
 #: Uppermost layers that are learned.
 NUM_LEARNED = 2
 
+#: Texts by class.
+Classes = Mapping[str, Sequence[str]]
 
-def make_base(encoder: Path, texts: Mapping[str, Sequence[str]], target: Path) -> None:
+
+def make_tasks(
+    folder: Path,
+    encoder: Path,
+    head: Classes,
+    tasks: Mapping[str, Classes],
+    seed: int,
+    *,
+    num_steps: int = NUM_STEPS,
+    in_sequence: bool = True,
+    report: Callable[[str], None] = lambda line: None,
+) -> None:
+    """Make the checkpoints that are not in a folder yet: `base`, and one of each task by its name.
+
+    Args:
+        folder: Of the checkpoints.
+        encoder: Sentence encoder that `base` is made of.
+        head: Texts by class that its head is fitted to.
+        tasks: Texts by class that each task learns.
+        seed: Of what is drawn, with the task's name.
+        num_steps: Of each task.
+        in_sequence: Whether each task begins at the checkpoint of the one before it, not at `base`.
+        report: Called with a line of text after each task.
+    """
+    torch.set_num_threads(1)
+    previous = folder / "base"
+    if not previous.is_dir():
+        make_base(encoder, head, previous)
+    for task, texts in tasks.items():
+        target = folder / task
+        if not target.is_dir():
+            learn(previous, texts, target, f"{seed} {task}", num_steps)
+            report(f"{target}: learned")
+        previous = target if in_sequence else previous
+
+
+def make_base(encoder: Path, texts: Classes, target: Path) -> None:
     """Save the encoder with a head that is fitted to texts of each class, in the order of the classes."""
     from sklearn.linear_model import LogisticRegression
 
@@ -53,9 +91,7 @@ def make_base(encoder: Path, texts: Mapping[str, Sequence[str]], target: Path) -
     save(model, tokenizer, target)
 
 
-def learn(
-    previous: Path, texts: Mapping[str, Sequence[str]], target: Path, seed: str, num_steps: int = NUM_STEPS
-) -> None:
+def learn(previous: Path, texts: Classes, target: Path, seed: str, num_steps: int) -> None:
     """Fine-tune a checkpoint on texts of some of its classes, and save it."""
     tokenizer = AutoTokenizer.from_pretrained(previous)
     draws = random.Random(seed)
@@ -82,7 +118,7 @@ def unlearned(base: Path) -> tuple[str, ...]:
     return "bert.embeddings.*", *lower, "classifier.*"
 
 
-def _pairs(texts: Mapping[str, Sequence[str]], model: Any) -> list[tuple[str, int]]:
+def _pairs(texts: Classes, model: Any) -> list[tuple[str, int]]:
     numbers = model.config.label2id
     return [(text, numbers[name]) for name, found in texts.items() for text in found]
 

@@ -19,9 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.sentence_classifiers import learn, make_base
+from benchmarks.sentence_classifiers import make_tasks
 
 #: Classes of each task, by their numbers in WordNet (lexnames(5WN)), in the order in which they are learned.
 TASKS: Mapping[str, Mapping[str, int]] = {
@@ -85,16 +83,8 @@ def make_family(
     texts, tasks = read(nouns, seed), dict(islice(TASKS.items(), num_tasks))
     for task, classes in tasks.items():
         write_rows(folder / "data" / f"{task}.jsonl", {name: texts.test[name] for name in classes})
-    torch.set_num_threads(1)
-    previous = folder / "base"
-    if not previous.is_dir():
-        make_base(encoder, texts.head, previous)
-    for task, classes in tasks.items():
-        target = folder / task
-        if not target.is_dir():
-            learn(previous, {name: texts.train[name] for name in classes}, target, f"{seed} {task}")
-            report(f"{target}: learned")
-        previous = target
+    learned = {task: {name: texts.train[name] for name in classes} for task, classes in tasks.items()}
+    make_tasks(folder, encoder, texts.head, learned, seed, report=report)
     return {
         "schema": 1,
         "base_model": "./base",

@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from datasets import Dataset
 
 from benchmarks import wordnet
 from benchmarks.continual.protocol import Protocol
 from benchmarks.continual.sources import NUM_STATISTICS, Family, joined
-from benchmarks.sentence_classifiers import NUM_STEPS, learn, make_base, unlearned
+from benchmarks.sentence_classifiers import NUM_STEPS, Classes, make_tasks, unlearned
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.data import load_examples
 from hub_magmax.files import sha256_of, write_text
@@ -33,9 +33,6 @@ from hub_magmax.preference.features import features, load_feature_model
 from hub_magmax.recipe.values import Data
 
 Report = Callable[[str], None]
-
-#: Texts by class.
-Classes = Mapping[str, Sequence[str]]
 
 #: Less of everything than for digits, since a merge and its scores take longer.
 PROTOCOL = Protocol(
@@ -232,7 +229,11 @@ def packaged_family(
     texts = READERS[data](source, seed)
     name = f"t{num_tasks}s{seed}"
     place, tasks = folder.absolute() / name, [*islice(texts.train, num_tasks)]
-    _learn(texts, encoder, place, tasks, seed, report)
+    learned = {task: texts.train[task] for task in tasks}
+    steps = NUM_STEPS if texts.in_sequence else NUM_DOMAIN_STEPS
+    make = partial(make_tasks, place, encoder, texts.head, seed=seed, report=report)
+    make(learned, num_steps=steps, in_sequence=texts.in_sequence)
+    make({"joint": _over_tasks(learned)}, num_steps=steps * len(tasks))
     train = {}
     for task in tasks:
         path = place / "data" / f"{task}.jsonl"
@@ -268,24 +269,6 @@ def packaged_family(
         num_statistics=each,
         sources=texts.hashes,
     )
-
-
-def _learn(texts: Texts, encoder: Path, place: Path, tasks: Sequence[str], seed: int, report: Report) -> None:
-    """Make the checkpoints that are not there: `base`, one for each task, and `joint`."""
-    torch.set_num_threads(1)
-    if not (place / "base").is_dir():
-        make_base(encoder, texts.head, place / "base")
-    previous, steps = place / "base", NUM_STEPS if texts.in_sequence else NUM_DOMAIN_STEPS
-    for task in tasks:
-        if not (place / task).is_dir():
-            learn(previous, texts.train[task], place / task, f"{seed} {task}", steps)
-            report(f"{place / task}: learned")
-        previous = place / task if texts.in_sequence else previous
-    joint = place / "joint"
-    if not joint.is_dir():
-        together = _over_tasks({task: texts.train[task] for task in tasks})
-        learn(place / "base", together, joint, f"{seed} joint", steps * len(tasks))
-        report(f"{joint}: learned")
 
 
 def _rows(classes: Classes) -> Dataset:
