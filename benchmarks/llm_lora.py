@@ -15,8 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 import hub_magmax as hm
 from benchmarks.blindspots import Rows, dequantized
+from benchmarks.continual.frozen import FrozenStart
 from benchmarks.llm_lora_results import Result, keep, kept, training_time
 from benchmarks.llm_lora_tables import WEIGHTS, section
 from benchmarks.llm_tasks import CHOICES, FORMAT, Sources
@@ -133,16 +134,16 @@ def adapted(base: Weights, adapter: Path) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples of one task, and their states before the first block that adapters change.
+    """Examples of one task.
 
     Attributes:
-        states: Of every token, "examples tokens width".
+        tokens: Filled up at the end, "examples tokens".
         counted: Places before a token that counts, "examples tokens".
         wanted: The tokens that count, one example after the other.
         choices: Tokens that the answer is one of; empty where it is generated.
     """
 
-    states: Tensor
+    tokens: Tensor
     counted: Tensor
     wanted: Tensor
     choices: Tensor
@@ -153,16 +154,18 @@ class Network:
 
     Args:
         base: Folder of the model.
-        first_block: Blocks below, from 0, keep their weights.
+        first_block: Blocks below, from 0, keep their weights, and run once for each batch.
     """
 
     def __init__(self, base: Path, first_block: int) -> None:
         place = ModelPlace(str(base))
         self.model = load_model(place, "AutoModelForCausalLM", "AutoTokenizer", "llm_lora")
         self._slots = dict(self.model.network.named_parameters())
-        blocks, norm = self.model.network.model.layers, self.model.network.model.norm
-        self._lower = blocks[:first_block], nn.Identity()
-        self._upper = blocks[first_block:], norm
+        body = self.model.network.model
+        lower = nn.ModuleList([body.embed_tokens, *body.layers[:first_block]])
+        same = {value.data_ptr() for value in lower.parameters()}
+        unchanged = {name: value for name, value in self._slots.items() if value.data_ptr() in same}
+        FrozenStart(body, self._slots, unchanged).check(unchanged)
 
     def fill(self, weights: Weights) -> None:
         """Replace weights in place."""
@@ -174,7 +177,7 @@ class Network:
         return answer_row(self.model, example["prompt"], f" {example['answer']}")
 
     def batches(self, rows: Sequence[Row], choices: Sequence[str] = ()) -> list[Batch]:
-        """Return rows with their states; `choices` are the answers, each of one token, to choose from."""
+        """Return rows as batches; `choices` are the answers, each of one token, to choose from."""
         parts = [rows[start : start + BATCH_SIZE] for start in range(0, len(rows), BATCH_SIZE)]
         return [self._batch(part, choices) for part in parts]
 
@@ -188,10 +191,7 @@ class Network:
             self.model.processor(f" {answer}", add_special_tokens=False).input_ids for answer in choices
         ]
         assert all(len(own) == 1 for own in tokens), f"an answer of {', '.join(choices)} is several tokens"
-        with torch.inference_mode(), self._only(*self._lower) as body:
-            # Padding comes last, where attention does not reach back from: no mask is needed.
-            states = body(input_ids=ids, use_cache=False).last_hidden_state
-        return Batch(states, counted, ids[:, 1:][counted[:, :-1]], torch.tensor(tokens).flatten())
+        return Batch(ids, counted, ids[:, 1:][counted[:, :-1]], torch.tensor(tokens).flatten())
 
     def answers(self, batches: Sequence[Batch]) -> tuple[str, str]:
         """Say by 1 or 0 of each example whether its answer is right, and whether its first token is.
@@ -204,8 +204,9 @@ class Network:
 
     def _answers(self, batch: Batch) -> tuple[str, str]:
         network = self.model.network
-        with torch.inference_mode(), self._only(*self._upper) as body:
-            states = body(inputs_embeds=batch.states, use_cache=False).last_hidden_state
+        with torch.inference_mode():
+            # Padding comes last, where attention does not reach back from: no mask is needed.
+            states = network.model(input_ids=batch.tokens, use_cache=False).last_hidden_state
             logits = network.lm_head(states[batch.counted])
         some = batch.choices
         found = some[logits[:, some].argmax(1)] if len(some) else logits.argmax(1)
@@ -213,17 +214,6 @@ class Network:
         same[batch.counted] = found == batch.wanted
         first = same[torch.arange(len(same)), batch.counted.int().argmax(1)]
         return _digits(same.all(1)), _digits(first)
-
-    @contextmanager
-    def _only(self, blocks: nn.ModuleList, norm: nn.Module) -> Iterator[nn.Module]:
-        """Leave the body of the network some of its blocks for a while."""
-        body = self.model.network.model
-        whole = body.layers, body.norm
-        body.layers, body.norm = blocks, norm
-        try:
-            yield body
-        finally:
-            body.layers, body.norm = whole
 
 
 def _digits(values: Tensor) -> str:

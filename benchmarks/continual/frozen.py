@@ -8,17 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import PreTrainedModel
 
 
 class FrozenStart:
     """Keeps what the first blocks of a network make of every batch, as long as their weights are the same.
 
     A network's blocks are its longest list of modules. Those at the start count for which every weight, and
-    every embedding, is among the unchanged ones. The batches must live as long as this does.
+    every embedding, is among the unchanged ones. What is kept of a batch goes with its tensor of tokens.
 
     Args:
-        network: Blocks of a classifier of texts that has one stack of them are changed in place: they may be
-            skipped. All others run as they are.
+        network: Blocks of a network that reads tokens, through one stack of them and all at once, are changed
+            in place: they may be skipped. All others run as they are.
         slots: Its tensors, by their names in files.
         unchanged: Values of some of them that are the same in nearly all models.
 
@@ -34,13 +36,13 @@ class FrozenStart:
         blocks = max(lists, key=len, default=nn.ModuleList())
         embeddings = [value for name, value in network.named_parameters() if "embed" in name]
         same = {slots[name].data_ptr() for name in unchanged}
-        self.num_blocks = _num_frozen(embeddings, blocks, same) if _is_text_classifier(network) else 0
+        self.num_blocks = _num_frozen(embeddings, blocks, same) if _reads_tokens_at_once(network) else 0
         frozen = [*embeddings, *blocks[: self.num_blocks].parameters()]
         places = {value.data_ptr() for value in frozen}
         #: Values under which hidden states are kept.
         self._values = {name: value for name, value in unchanged.items() if slots[name].data_ptr() in places}
-        self._kept: dict[int, tuple[Any, Tensor]] = {}
-        self._batch: Any = None
+        self._kept = WeakTensorKeyDictionary()
+        self._batch: Tensor | None = None
         self._is_valid = False
         if self.num_blocks:
             network.register_forward_pre_hook(self._begin, with_kwargs=True)
@@ -55,34 +57,32 @@ class FrozenStart:
         self._is_valid = all(torch.equal(value, weights[name]) for name, value in self._values.items())
 
     def _begin(self, network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._batch = kwargs.get("input_ids")
+        self._batch = kwargs.get("input_ids") if kwargs.get("past_key_values") is None else None
 
     def _end(self, *unused: Any) -> None:
         self._batch = None
 
     @property
     def _has_kept(self) -> bool:
-        return self._is_valid and id(self._batch) in self._kept
+        return self._is_valid and self._batch is not None and self._batch in self._kept
 
     def _skipped(self, forward: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden if self._has_kept else forward(hidden, *args, **kwargs)
 
     def _last(self, forward: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self._has_kept:
-            return self._kept[id(self._batch)][1]
+            return self._kept[self._batch]
         found = forward(hidden, *args, **kwargs)
         if self._is_valid and self._batch is not None and isinstance(found, Tensor):
-            # With the batch, so that its id stays its own.
-            self._kept[id(self._batch)] = self._batch, found
+            self._kept[self._batch] = found
         return found
 
 
-def _is_text_classifier(network: nn.Module) -> bool:
+def _reads_tokens_at_once(network: nn.Module) -> bool:
     """Say whether a network reads tokens, through one stack of blocks, by its `forward` alone."""
-    config = getattr(network, "config", None)
-    is_classifier = type(network).__name__.endswith("ForSequenceClassification")
-    reads_tokens = getattr(network, "main_input_name", None) == "input_ids"
-    return is_classifier and reads_tokens and not getattr(config, "is_encoder_decoder", False)
+    if not isinstance(network, PreTrainedModel) or network.main_input_name != "input_ids":
+        return False
+    return not network.config.is_encoder_decoder and not network.can_generate()
 
 
 def _num_frozen(embeddings: Sequence[Tensor], blocks: nn.ModuleList, same: Set[int]) -> int:
