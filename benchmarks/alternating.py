@@ -27,6 +27,7 @@ from torch import Tensor
 
 import hub_magmax as hm
 from benchmarks.continual.scoring import RefilledModel
+from benchmarks.page_tables import table
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators import get_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
@@ -236,13 +237,13 @@ _KEYS = ("run", "method", "rounds", "preference", "scaling")
 
 def section(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the part of the page that is written from results."""
-    table, even = Accuracies(results), PREFERENCES["uniform"]
-    joint, base = table.of(even, run="joint"), table.of(even, run="base")
+    found, even = Accuracies(results), PREFERENCES["uniform"]
+    joint, base = found.of(even, run="joint"), found.of(even, run="base")
     heads = ["method", *(f"K = {rounds}" for rounds in COUNTS), f"K = {BUDGET} over K = 1"]
-    rows = [[*heads, "K = 1, best λ"], [":---", *["---:"] * (len(heads))]]
+    rows = []
     for method in METHODS:
-        by_rounds = {k: _run(table, even, method, k, "uniform") for k in COUNTS}
-        best = max((_run(table, even, method, 1, "uniform", s) for s in SCALINGS), key=_mean)
+        by_rounds = {k: _run(found, even, method, k, "uniform") for k in COUNTS}
+        best = max((_run(found, even, method, 1, "uniform", s) for s in SCALINGS), key=_mean)
         gained = gain(by_rounds[BUDGET], by_rounds[1])
         rows.append([f"`{method}`", *map(_spread, by_rounds.values()), gained, _spread(best)])
     words = (
@@ -253,36 +254,33 @@ def section(results: Mapping[str, Mapping[str, Any]]) -> str:
         "method's own, in the last column the best of six for all seeds in hindsight. A cell is empty where "
         "nothing was measured."
     )
-    return "\n".join([words, "", *map(_line, rows), "", *_skewed(table), ""])
+    return "\n".join([words, "", table([*heads, "K = 1, best λ"], rows), *_skewed(found), ""])
 
 
-def _skewed(table: Accuracies) -> Iterator[str]:
+def _skewed(found: Accuracies) -> Iterator[str]:
     """Yield the lines about rounds under a preference."""
-    weights, tuned = PREFERENCES["skewed"], []
+    weights, tuned, rows = PREFERENCES["skewed"], [], []
     shown = " / ".join(f"{weight:g}" for weight in weights)
     yield (
         f"Accuracy weighted by a preference of {shown}; joint training, which has none, "
-        f"{_spread(table.of(weights, run='joint'))}:"
+        f"{_spread(found.of(weights, run='joint'))}:\n"
     )
-    yield ""
     heads = ("method", "K", "no preference", "in each round", "in the last merge")
-    yield _line([*heads, "each over last", "last over one merge"])
-    yield _line([":---", *["---:"] * 6])
     for method in METHODS:
-        one = _run(table, weights, method, 1, "skewed")
+        one = _run(found, weights, method, 1, "skewed")
         for rounds in (1, *ROUNDS[method]):
-            none, each = (_run(table, weights, method, rounds, name) for name in ("uniform", "skewed"))
-            last = _run(table, weights, method, rounds, LAST)
+            none, each = (_run(found, weights, method, rounds, name) for name in ("uniform", "skewed"))
+            last = _run(found, weights, method, rounds, LAST)
             cells = [_spread(none), _spread(each), _spread(last), gain(each, last), gain(last, one)]
-            yield _line([f"`{method}`", str(rounds), *cells])
-        best = max((_run(table, weights, method, 1, "skewed", s) for s in SCALINGS), key=_mean)
+            rows.append([f"`{method}`", str(rounds), *cells])
+        best = max((_run(found, weights, method, 1, "skewed", s) for s in SCALINGS), key=_mean)
         tuned.append(f"`{method}` {_spread(best)}")
-    yield ""
+    yield table([*heads, "each over last", "last over one merge"], rows)
     yield f"One merge under the preference, with the best λ in hindsight: {', '.join(tuned)}."
 
 
 def _run(
-    table: Accuracies,
+    found: Accuracies,
     weights: Sequence[float],
     method: str,
     rounds: int,
@@ -290,7 +288,7 @@ def _run(
     scaling: float | None = None,
 ) -> dict[str, float]:
     wanted = {"method": method, "rounds": rounds, "preference": preference, "scaling": scaling}
-    return table.of(weights, run="rounds", **wanted)
+    return found.of(weights, run="rounds", **wanted)
 
 
 def _mean(values: Mapping[str, float]) -> float:
@@ -310,10 +308,6 @@ def gain(values: Mapping[str, float], others: Mapping[str, float]) -> str:
         return ""
     low, high = mean_interval(found, is_share=False)
     return f"{np.mean(found):+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def render() -> None:

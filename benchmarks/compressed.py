@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.continual.formats import difference, per_cent, table
+from benchmarks.continual.formats import difference, per_cent
 from benchmarks.continual.measuring import recipe_of
 from benchmarks.continual.packaged import packaged_family
 from benchmarks.continual.significance import paired
 from benchmarks.continual.sources import Family, digits
-from benchmarks.page_tables import replace_tables
+from benchmarks.page_tables import replace_tables, table
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators import columns_of, evaluator_of
 from hub_magmax.evaluation.evaluators.loading import LoadedModel, load_model

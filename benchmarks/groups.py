@@ -28,6 +28,7 @@ from benchmarks.continual.scoring import RefilledModel
 from benchmarks.continual.significance import t_test_p, wilcoxon_p
 from benchmarks.continual.sources import Family, digits
 from benchmarks.page_tables import replace_tables
+from benchmarks.page_tables import table as page_table
 from hub_magmax import merge_tensors
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators import Outcome, columns_of, get_evaluator
@@ -202,16 +203,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             if (row["method"], row["scaling"], row["budget"], row["search"]) == (*run, search)
         ]
 
-    lines = ["| method | tries | labels | one set | by group | ahead | one set, then by group | ahead |"]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    heads = ("method", "tries", "labels", "one set", "by group", "ahead", "one set, then by group", "ahead")
+    lines = []
     for run in RUNS:
         one = by_seed(run, ONE)
         cells = [f"`{run[0]}`, λ = {run[1]:g}", str(run[2]), _spread(by_seed(run, "labels")), _spread(one)]
         for search in (BY_GROUP, AFTER_ONE):
             found = by_seed(run, search)
             cells += [_spread(found), _ahead(found, one)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return page_table(heads, lines)
 
 
 def _spread(seeds: Sequence[Sequence[float]]) -> str:

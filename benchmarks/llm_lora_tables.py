@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from benchmarks.llm_tasks import CHOICES, FORMAT, TASKS, calls
+from benchmarks.page_tables import table
 from hub_magmax.evaluation.intervals import paired_difference
 
 #: Weights of the format task; the others share the rest alike. The first is the uniform preference.
 WEIGHTS = (0.25, 0.5, 0.7, 0.9)
+
+#: Tasks whose mean a column has, by its name.
+_PARTS: Mapping[str, Sequence[str]] = {"calls": [FORMAT], "others": [*CHOICES]}
 
 BySeed = dict[str, float]
 
@@ -58,10 +62,6 @@ class Accuracies:
         first, *_ = self.seeds.values()
         return [row["model"] for row in first if row.get("weight") == WEIGHTS[0]]
 
-    def weights(self, method: str) -> list[float]:
-        """Return the weights of the format task that were measured."""
-        return [weight for weight in WEIGHTS if self.rows(method, weight)]
-
 
 def _share(right: str) -> float:
     return right.count("1") / len(right)
@@ -83,16 +83,8 @@ def section(stored: Mapping[str, Any]) -> str:
         f"{settings['rank']}. Training took {trained / 60:.0f} minutes of one core, merging and scoring "
         f"{seconds / 60:.0f}."
     )
-    parts = [
-        [answer(found)],
-        [told],
-        _models(found),
-        _uniform(found),
-        _by_weight(found),
-        _bought_back(found),
-        _said(found),
-    ]
-    return "\n" + "\n\n".join("\n".join(part) for part in parts) + "\n\n"
+    tables = (_models(found), _uniform(found), _by_weight(found), _bought_back(found), _said(found))
+    return "\n".join(("", f"{answer(found)}\n", f"{told}\n", *tables, ""))
 
 
 def complete(stored: Mapping[str, Any]) -> Accuracies:
@@ -128,75 +120,69 @@ def _range(found: Accuracies, tasks: Sequence[str], weight: float, *, own: bool 
     return f"{min(means):.0f} to {max(means):.0f}" if means else ""
 
 
-def _models(found: Accuracies) -> list[str]:
-    lines = ["Accuracy in per cent of the base model and of each task's own adapter:", ""]
-    lines += _head("model", *TASKS, "`calls`: first token right")
+def _models(found: Accuracies) -> str:
+    rows = []
     for model in ("base", *TASKS):
         cells = [_spread(found.of([task], model)) for task in TASKS]
-        lines.append(_line(f"`{model}`", *cells, _spread(found.opened(model))))
-    return lines
+        rows.append([f"`{model}`", *cells, _spread(found.opened(model))])
+    told = table(("model", *TASKS, "`calls`: first token right"), rows)
+    return f"Accuracy in per cent of the base model and of each task's own adapter:\n\n{told}"
 
 
-def _uniform(found: Accuracies) -> list[str]:
+def _by_method(
+    found: Accuracies, words: str, heads: Iterable[str], cells: Callable[[str], Iterable[str]]
+) -> str:
+    """Return words and a table with a row for each method."""
+    rows = ([f"`{method}`", *cells(method)] for method in found.methods)
+    return f"{words}\n\n{table(('method', *heads), rows)}"
+
+
+def _uniform(found: Accuracies) -> str:
     """Return the table of the uniform preference, with each method's own λ and the tuned one."""
-    lines = [
-        "Uniform preference, with each method's own λ and with the λ that validation chose: `calls`, and the",
-        "mean of the three other tasks:",
-        "",
-        *_head(
-            "method",
-            *("own λ", "calls", "first token right", "others"),
-            *("tuned λ", "calls", "first token right", "others"),
-        ),
-    ]
-    for method in found.methods:
-        cells: list[str] = []
+
+    def cells(method: str) -> Iterator[str]:
         for own in (True, False):
-            rows, where = found.rows(method, WEIGHTS[0], own=own), (method, WEIGHTS[0])
-            cells += [
-                _scalings(rows),
-                _spread(found.of([FORMAT], *where, own=own)),
-                _spread(found.opened(*where, own=own)),
-                _spread(found.of([*CHOICES], *where, own=own)),
-            ]
-        lines.append(_line(f"`{method}`", *cells))
-    return lines
+            where = (method, WEIGHTS[0])
+            yield _scalings(found.rows(*where, own=own))
+            yield _spread(found.of([FORMAT], *where, own=own))
+            yield _spread(found.opened(*where, own=own))
+            yield _spread(found.of([*CHOICES], *where, own=own))
+
+    words = (
+        "Uniform preference, with each method's own λ and with the λ that validation chose: `calls`, and\n"
+        "the mean of the three other tasks:"
+    )
+    heads = (f"{own} λ" for own in ("own", "tuned"))
+    columns = ("calls", "first token right", "others")
+    return _by_method(found, words, [name for head in heads for name in (head, *columns)], cells)
 
 
-def _by_weight(found: Accuracies) -> list[str]:
-    lines = [
-        "By the weight of `calls`, the rest of which the others share alike, each with the λ that validation",
-        "chose, `calls` / mean of the others (λ):",
-        "",
-        *_head("method", *(f"{weight:g}" for weight in WEIGHTS)),
-    ]
-    for method in found.methods:
-        cells = dict.fromkeys(WEIGHTS, "")
-        for weight in found.weights(method):
+def _by_weight(found: Accuracies) -> str:
+    def cells(method: str) -> Iterator[str]:
+        for weight in WEIGHTS:
             one, others = (_spread(found.of(tasks, method, weight)) for tasks in ([FORMAT], [*CHOICES]))
-            cells[weight] = f"{one} / {others} ({_scalings(found.rows(method, weight))})"
-        lines.append(_line(f"`{method}`", *cells.values()))
-    return lines
+            yield f"{one} / {others} ({_scalings(found.rows(method, weight))})" if one else ""
+
+    words = (
+        "By the weight of `calls`, the rest of which the others share alike, each with the λ that\n"
+        "validation chose, `calls` / mean of the others (λ):"
+    )
+    return _by_method(found, words, (f"{weight:g}" for weight in WEIGHTS), cells)
 
 
-def _bought_back(found: Accuracies) -> list[str]:
+def _bought_back(found: Accuracies) -> str:
     """Return the table of the differences from uniform preference."""
-    lines = [
-        "Points more than under uniform preference, `calls` and mean of the others, with 95 % intervals of a",
-        "paired bootstrap over test examples (how adapters differ from seed to seed is not in them):",
-        "",
-        *_head(
-            "method", *(f"{weight:g}: {which}" for weight in WEIGHTS[1:] for which in ("calls", "others"))
-        ),
-    ]
-    for method in found.methods:
-        cells = [
-            _difference(found, method, weight, tasks) if weight in found.weights(method) else ""
-            for weight in WEIGHTS[1:]
-            for tasks in ([FORMAT], [*CHOICES])
-        ]
-        lines.append(_line(f"`{method}`", *cells))
-    return lines
+    columns = {(weight, name): tasks for weight in WEIGHTS[1:] for name, tasks in _PARTS.items()}
+
+    def cells(method: str) -> Iterator[str]:
+        for (weight, _), tasks in columns.items():
+            yield _difference(found, method, weight, tasks) if found.rows(method, weight) else ""
+
+    words = (
+        "Points more than under uniform preference, `calls` and mean of the others, with 95 % intervals of\n"
+        "a paired bootstrap over test examples (how adapters differ from seed to seed is not in them):"
+    )
+    return _by_method(found, words, (f"{weight:g}: {name}" for weight, name in columns), cells)
 
 
 def _difference(found: Accuracies, method: str, weight: float, tasks: Sequence[str]) -> str:
@@ -214,19 +200,19 @@ def _difference(found: Accuracies, method: str, weight: float, tasks: Sequence[s
     return f"{difference.mean:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]"
 
 
-def _said(found: Accuracies) -> list[str]:
+def _said(found: Accuracies) -> str:
     """Return the answers of the first seed's models to its first request."""
     seed, *_ = found.seeds
     request = calls(int(seed))[0]["prompt"].replace("\n", "⏎")
-    lines = [f"Greedy answers to the first request of seed {seed}, `{request}`:", ""]
-    lines += _head("model", "answer")
+    rows = []
     models: list[tuple[str, float | None]] = [("base", None), *((task, None) for task in TASKS)]
     models += [(method, weight) for method in found.methods for weight in WEIGHTS[:1]]
     for model, weight in models:
         name = f"`{model}`" + ("" if weight is None else f", {weight:g}")
         said = found.rows(model, weight)[seed]["said"].strip().replace("\n", "⏎").replace("|", "\\|")
-        lines.append(_line(name, f"`{said}`" if said else "(none)"))
-    return lines
+        rows.append([name, f"`{said}`" if said else "(none)"])
+    answers = table(("model", "answer"), rows)
+    return f"Greedy answers to the first request of seed {seed}, `{request}`:\n\n{answers}"
 
 
 def _scalings(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -235,14 +221,8 @@ def _scalings(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _spread(values: BySeed) -> str:
-    """Return the mean, and the standard deviation where there are several seeds."""
+    """Return the mean, and the standard deviation where there are several seeds; nothing of none."""
     found = [*values.values()]
+    if not found:
+        return ""
     return f"{np.mean(found):.1f}" + (f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else "")
-
-
-def _head(*names: str) -> list[str]:
-    return [_line(*names), _line(":---", *["---:"] * (len(names) - 1))]
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.page_tables import replace_tables
+from benchmarks.page_tables import replace_tables, table
 from hub_magmax.analysis.mergeability import (
     Cases,
     additive,
@@ -240,21 +240,20 @@ def measure(folder: Path) -> dict[str, Any]:
 def tables(found: Mapping[str, Any]) -> str:
     """Return the tables of the page."""
     refitted, versions = found["refitted"], found["stored"]
-    lines = ["| published agreement of methods | five largest | signs |", "|---|---:|---:|"]
+    rows = []
     for version, name in (("v1", "first version, four methods"), ("v4", "fourth version, five methods")):
         shares = (versions[version][key] for key in ("top_overlap", "sign_agreement"))
-        lines.append(
-            f"| {name}: from stored coefficients | {' | '.join(f'{100 * s:.1f} %' for s in shares)} |"
-        )
+        rows.append([f"{name}: from stored coefficients", *(f"{100 * share:.1f} %" for share in shares)])
     ends = (
         _ends([100 * one[key] for one in refitted["agreement"]], ".1f", " %")
         for key in ("top_overlap", "sign_agreement")
     )
     num_seeds = len(refitted["agreement"])
-    lines.append(f"| first version, fitted again from {num_seeds} seeds | {' | '.join(ends)} |")
+    rows.append([f"first version, fitted again from {num_seeds} seeds", *ends])
+    agreed = table(("published agreement of methods", "five largest", "signs"), rows)
     head = ("method", "r, published", f"r, {num_seeds} seeds", "r, ridge", "r, by tasks")
     more = ("error, ridge", "error, by tasks", "share of tasks", "r of the rest")
-    lines += ["", f"| {' | '.join((*head, *more))} |", "|---|" + "---:|" * 8]
+    rows = []
     for method, name in METHODS.items():
         own = found["models"][method]
         published = [v["val_r"][method] for v in versions.values() if method in v["val_r"]]
@@ -267,8 +266,8 @@ def tables(found: Mapping[str, Any]) -> str:
             f"{100 * own['additive_share']:.1f} %",
             f"{own['rest_r']:.2f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return f"{agreed}\n{table((*head, *more), rows)}"
 
 
 def _ends(values: Sequence[float], form: str, unit: str) -> str:

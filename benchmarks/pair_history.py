@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.continual.scoring import Scorer
 from benchmarks.page_tables import replace_tables
+from benchmarks.page_tables import table as page_table
 from hub_magmax.analysis.mergeability import (
     Cases,
     Predictor,
@@ -171,14 +172,13 @@ def table(families: Sequence[Mapping[str, Any]]) -> str:
         "family", "kept", "always `agreement`", "best of others", "by tasks", "by metrics",
         "any partner", "by tasks", "by metrics", "r by tasks", "r by metrics", "r of the rest",
     )  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---|" + "---:|" * (len(head) - 1)]
+    rows = []
     for found in families:
         own = choices(found)
         kept = 100 * float(History(found).kept.mean())
         points = [f"{value:.1f}" for value in (*own["method"], *own["partner"])]
-        cells = [found["family"], f"{kept:.1f} %", *points, *(f"{value:.2f}" for value in own["r"])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([found["family"], f"{kept:.1f} %", *points, *(f"{value:.2f}" for value in own["r"])])
+    return page_table(head, rows)
 
 
 def render() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks import performance_texts as texts
 from benchmarks.families import SIZES
+from benchmarks.page_tables import table
 
 Result = Mapping[str, Any]
 
@@ -207,7 +208,7 @@ def _selecting(result: Result) -> str:
         for row in result["rows"]
     ]
     facts = f"{result['size']}. {result['machine']}. `{result['command']}`"
-    return "\n".join([f"{facts}\n", *_table(titles, rows)]) + "\n"
+    return f"{facts}\n\n{table(titles, rows)}"
 
 
 # Complex only by count: a comprehension for each axis of the table.
@@ -269,20 +270,8 @@ def section(result: Result, facts: str, titles: list[str], rows: list[list[Any]]
     model = f"{result['model']}, {result['parameters'] / 1e9:.2f}B parameters in {result['dtype']}"
     if result.get("deviation"):
         model += f", task vectors of deviation {result['deviation']:g}"
-    lines = [
-        f"### {model}\n",
-        f"{facts} {result['machine']}. `{result['command']}`\n",
-        *_table(titles, rows),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _table(titles: list[str], rows: list[list[Any]]) -> list[str]:
-    return [_line(titles), "|---|" + "---:|" * (len(titles) - 1), *map(_line, rows)]
-
-
-def _line(cells: list[Any]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    facts += f" {result['machine']}. `{result['command']}`"
+    return f"### {model}\n\n{facts}\n\n{table(titles, rows)}"
 
 
 def _megabytes(num_bytes: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from benchmarks.page_tables import table
 from hub_magmax.evaluation.intervals import mean_interval
 from hub_magmax.files import write_text
 
@@ -43,11 +44,6 @@ def render() -> None:
         assert mark, f"the page has a place for {name}"
         text = head + mark + found + re.sub(r"\A(\|.*\n)*", "", rest)
     write_text(PAGE, text)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, [":---", *["---:"] * (len(head) - 1)], *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def accuracies(results: Mapping[str, Results]) -> str:

@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from benchmarks.cards import reduced
+from benchmarks.page_tables import table
 from hub_magmax.evaluation.scores import MERGED
 from hub_magmax.evaluation.scoring import prepare
 from hub_magmax.fleet.predicting import deterministic
@@ -135,23 +136,23 @@ def _verifier(observed: Observed, parts: Parts) -> Verifier:
 
 def section(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Return the part of the page that is written from results."""
-    lines = [_row(_HEAD), _row([":---", *["---:"] * (len(_HEAD) - 1)])]
+    rows: list[list[str]] = []
     words = []
     for name, found in results.items():
-        lines += [_measured(f"{name}, {one['seed']}", one["report"]) for one in found]
+        rows += [_measured(f"{name}, {one['seed']}", one["report"]) for one in found]
         words += _told(name, found)
     every = [one for found in results.values() for one in found]
     passed, drawn = sum(one["shuffled_useful"] for one in every), sum(one["shuffles"] for one in every)
     words.append(f"Of {drawn} routers that were fitted and measured on shuffled answers {passed} passed.")
-    return "\n".join([*lines, "", *words, ""])
+    return "\n".join([table(_HEAD, rows), *words, ""])
 
 
-def _measured(name: str, report: Mapping[str, Any]) -> str:
+def _measured(name: str, report: Mapping[str, Any]) -> list[str]:
     """Return the row of one family."""
     gain = report["operation"]["over_never"]
     shown = f"{100 * gain['mean']:+.1f} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
     values = [f"{100 * value:.1f}" for value in _values(report)]
-    return _row([name, *values, shown, f"{gain['p_value']:.1g}"])
+    return [name, *values, shown, f"{gain['p_value']:.1g}"]
 
 
 def _told(name: str, found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -171,10 +172,6 @@ _HEAD = (
     *("data, seed", "merged", "router", "by confidence", "at random", "oracle", "own task"),
     *("gain at the threshold", "p"),
 )
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def _at(report: Mapping[str, Any], share: float) -> Mapping[str, Any]:

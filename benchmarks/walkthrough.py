@@ -24,6 +24,7 @@ from typing import Any
 
 from benchmarks import timing, wordnet
 from benchmarks.cards import reduced
+from benchmarks.page_tables import table
 from hub_magmax.reporting.figures import Scale
 from hub_magmax.reporting.figures.forgetting import draw_forgetting
 
@@ -118,8 +119,8 @@ def render(found: Mapping[str, Any]) -> None:
 
 def section(found: Mapping[str, Any]) -> str:
     """Return the measured section of the page."""
-    lines = [*_times(found), "", *_forgetting(found["forgetting"]), "", *_compared(found["comparison"]), ""]
-    return "\n".join([*lines, *_scores(found["scores"]), ""])
+    lines = [*_times(found), *_forgetting(found["forgetting"]), *_compared(found["comparison"])]
+    return "\n".join([*lines, *_scores(found["scores"])])
 
 
 def _times(found: Mapping[str, Any]) -> Iterator[str]:
@@ -130,36 +131,35 @@ def _times(found: Mapping[str, Any]) -> Iterator[str]:
         f"`{verb}`": (one["seconds"], one["processor_seconds"]) for verb, one in found["commands"].items()
     }
     rows["together"] = (sum(wall for wall, _ in rows.values()), sum(own for _, own in rows.values()))
-    yield from ("", "| command | minutes | minutes of processor time |", "|---|---:|---:|")
-    yield from (f"| {verb} | {wall / 60:.1f} | {own / 60:.1f} |" for verb, (wall, own) in rows.items())
+    cells = ([verb, f"{wall / 60:.1f}", f"{own / 60:.1f}"] for verb, (wall, own) in rows.items())
+    yield f"\n{table(('command', 'minutes', 'minutes of processor time'), cells)}"
 
 
 def _forgetting(found: Mapping[str, Any]) -> Iterator[str]:
     tasks = [*found["scores"]]
     yield "Accuracy in per cent of each task after each task, as `finetune` prints it:"
-    yield from ("", f"| after | {' | '.join(tasks)} |", "|---|" + "---:|" * len(tasks))
-    for after, row in found["scores"].items():
-        yield f"| {after} | {' | '.join(_percent(row.get(task)) for task in tasks)} |"
+    rows = ([after, *(_percent(row.get(task)) for task in tasks)] for after, row in found["scores"].items())
+    yield f"\n{table(('after', *tasks), rows)}"
     average, transfer = 100 * found["average"], 100 * found["backward_transfer"]
-    yield f"\nThe average after the last task is {average:.1f}, the backward transfer {transfer:+.1f}."
+    yield f"The average after the last task is {average:.1f}, the backward transfer {transfer:+.1f}.\n"
 
 
 def _compared(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"`compare` chose `{found['winner']}` by {found['num_tuning']} definitions, and reports on"
     yield f"{found['num_reporting']} others:"
-    yield from ("", "| method | λ | accuracy |", "|---|---:|---:|")
-    for one in found["methods"]:
-        yield f"| `{one['label']}` | {one['scaling']:g} | {_percent(one['value'])} |"
+    rows = ([f"`{one['label']}`", f"{one['scaling']:g}", _percent(one["value"])] for one in found["methods"])
+    yield f"\n{table(('method', 'λ', 'accuracy'), rows)}"
 
 
 def _scores(found: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     tasks = [*next(iter(found.values()))]
     yield "Scores of all models, as `run` writes them into the card:"
-    yield from ("", f"| model | {' | '.join(tasks)} | mean |", "|---|" + "---:|" * (len(tasks) + 1))
+    rows = []
     for model, row in found.items():
         values = [row[task] for task in tasks]
-        cells = [_percent(value) for value in (*values, sum(values) / len(values))]
-        yield f"| {model.replace('_', ' ')} | {' | '.join(cells)} |"
+        shares = (*values, sum(values) / len(values))
+        rows.append([model.replace("_", " "), *map(_percent, shares)])
+    yield f"\n{table(('model', *tasks, 'mean'), rows)}"
 
 
 def _percent(value: float | None) -> str:

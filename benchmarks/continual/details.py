@@ -8,10 +8,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from benchmarks.continual.formats import difference, per_cent, pivot, probability, signed, spread, table
+from benchmarks.continual.formats import difference, per_cent, pivot, probability, signed, spread
 from benchmarks.continual.ranked import ranks, tests_table
 from benchmarks.continual.rows import WAYS
 from benchmarks.continual.tables import AGREEMENT, OURS, TOP_N
+from benchmarks.page_tables import table
 
 #: Points that a comparison's choice may lose to the best fixed choice in hindsight.
 TOLERATED = 0.005

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.continual.claims import BEST, CLAIMS, CONFIRMED_ON, WITH_DATA, Claim
-from benchmarks.continual.formats import difference, probability, spread, table
+from benchmarks.continual.formats import difference, probability, spread
 from benchmarks.continual.verdicts import NOT_IN_FULL
+from benchmarks.page_tables import table
 
 #: Methods by family; those that are in none come last.
 FAMILIES: Mapping[str, tuple[str, ...]] = {
