@@ -8,7 +8,7 @@ import yaml
 
 from hub_magmax.errors import RecipeError
 from hub_magmax.recipe.importing.mergekit_files import shown_in_card
-from hub_magmax.recipe.importing.model_facts import ModelFacts, Unseen
+from hub_magmax.recipe.importing.model_facts import ModelFacts
 from hub_magmax.recipe.importing.other_tools import import_text
 from hub_magmax.recipe.loading import parse_recipe
 from tests.test_cli import call
@@ -26,7 +26,7 @@ NAMES = [
 SIX = ModelFacts(dict.fromkeys(NAMES, "F32"), dict.fromkeys(NAMES, 6), 4)
 
 
-class Known(Unseen):
+class Known:
     """Checkpoints of four blocks in float32, but those that are named otherwise."""
 
     def __init__(self, **others):
@@ -34,6 +34,16 @@ class Known(Unseen):
 
     def facts(self, place):
         return self.others.get(place.plain.path, SIX)
+
+    def written(self, place):
+        return place.written
+
+
+class Unseen(Known):
+    """Checkpoints that cannot be read."""
+
+    def facts(self, place):
+        return None
 
 
 def imported(text, models=None, without=()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -83,7 +83,6 @@ SAMPLE = Sample()
 def diagnose(
     plan: Plan,
     *,
-    sources: Mapping[str, TensorSource] | None = None,
     progress: Callable[[int], None] = lambda num_bytes: None,
     sample: Sample = SAMPLE,
 ) -> Diagnosis:
@@ -93,7 +92,6 @@ def diagnose(
 
     Args:
         plan: Which tensors are merged, and for which preference quotas are told.
-        sources: Open checkpoints by name, instead of those the lock names.
         progress: Called with the number of bytes that each finished tensor has.
         sample: Elements of each tensor that are read.
 
@@ -102,7 +100,7 @@ def diagnose(
         RecipeError: If rules, or a stack of layers, leave nothing to merge.
     """
     started = time.perf_counter()
-    with opened_plan(plan, sources) as (opened, ordered, reader):
+    with opened_plan(plan) as (opened, ordered, reader):
         layers, changed = _Layers(opened), set[str]()
         for sums in _looks(opened, ordered, reader, sample):
             layers.add(sums)
@@ -115,16 +113,14 @@ def diagnose(
 
 
 @contextmanager
-def opened_plan(
-    plan: Plan, sources: Mapping[str, TensorSource] | None = None
-) -> Iterator[tuple[Plan, list[TensorSource], ThreadPoolExecutor]]:
+def opened_plan(plan: Plan) -> Iterator[tuple[Plan, list[TensorSource], ThreadPoolExecutor]]:
     """Open the checkpoints of a plan: yield it, the base model and the tasks in order, and what reads ahead.
 
     Raises:
         RecipeError: If rules, or a stack of layers, leave nothing to merge.
     """
     with ExitStack() as stack:
-        opened = sources or stack.enter_context(open_checkpoints(plan.recipe, plan.lock))
+        opened = stack.enter_context(open_checkpoints(plan.recipe, plan.lock))
         if plan.ranks:  # an adapter's factors are no tensors of the checkpoints
             plan = make_plan(plan.recipe, plan.lock, opened)
         if not any(job.num_elements for job in plan.merged):

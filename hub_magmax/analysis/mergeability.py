@@ -93,14 +93,14 @@ class _Scale:
         return np.asarray(2 * (metrics - self._low) / width - self._mean)
 
 
-def leverages(cases: Cases, more: Cases, penalty: float = PENALTY) -> tuple[float, np.ndarray]:
+def leverages(cases: Cases, more: Cases) -> tuple[float, np.ndarray]:
     """Return how far metrics lie from those of `cases`: the most of any of these, and of each of `more`.
 
     A linear model extrapolates where the leverage is larger than that of every case it was fitted on.
     """
     scale = _Scale(cases.metrics)
     scaled, others = scale(cases.metrics), scale(more.metrics)
-    inverse = np.linalg.inv(scaled.T @ scaled + penalty * np.eye(scaled.shape[1]))
+    inverse = np.linalg.inv(scaled.T @ scaled + PENALTY * np.eye(scaled.shape[1]))
     own = np.einsum("ij,jk,ik->i", scaled, inverse, scaled)
     return float(own.max()), np.einsum("ij,jk,ik->i", others, inverse, others)
 

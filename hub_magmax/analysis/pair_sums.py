@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, compress
 from typing import Any
@@ -52,7 +52,6 @@ def measure_pairs(
     plan: Plan,
     *,
     rank: int = RANK,
-    sources: Mapping[str, TensorSource] | None = None,
     progress: Callable[[int], None] = lambda num_bytes: None,
     examined: Examined = NOTHING,
 ) -> PairMetrics:
@@ -61,7 +60,6 @@ def measure_pairs(
     Args:
         plan: Which tensors are merged.
         rank: Directions of each matrix that are compared; 0 for none.
-        sources: Open checkpoints by name, instead of those the lock names.
         progress: Called with the number of bytes that each finished tensor has.
         examined: Of activations and gradients.
 
@@ -72,7 +70,7 @@ def measure_pairs(
     if len(plan.lock.tasks) < 2:
         raise RecipeError("there is one task, and metrics are of pairs", expected="two tasks or more")
     started, num_threads = time.perf_counter(), threads_of(plan)
-    with opened_plan(plan, sources) as (found, ordered, reader):
+    with opened_plan(plan) as (found, ordered, reader):
         jobs = [job for job in found.merged if job.num_elements]
         tasks = range(len(ordered) - 1)
         sums = _sums(jobs, ordered, num_threads, progress)

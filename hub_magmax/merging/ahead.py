@@ -12,10 +12,12 @@ from hub_magmax.merging.profile import Clock
 T = TypeVar("T")
 
 
-def ahead(
-    executor: Executor, calls: Iterable[Callable[[], T]], depth: int = 3, clock: Clock | None = None
-) -> Iterator[T]:
-    """Yield the results of `calls` in order, with up to `depth` of them running or waiting ahead."""
+#: Calls that run or wait ahead.
+_DEPTH = 3
+
+
+def ahead(executor: Executor, calls: Iterable[Callable[[], T]], clock: Clock | None = None) -> Iterator[T]:
+    """Yield the results of `calls` in order, with a few of them running or waiting ahead."""
     clock = clock or Clock()
     pending: deque[Future[T]] = deque()
 
@@ -25,7 +27,7 @@ def ahead(
 
     for call in calls:
         pending.append(executor.submit(call))
-        if len(pending) > depth:
+        if len(pending) > _DEPTH:
             yield first()
     while pending:
         yield first()

@@ -38,17 +38,17 @@ ScoreOf = Callable[[Mapping[str, float]], Sequence[Outcome]]
 Draws = Float64[np.ndarray, "draws tasks"]
 
 
-def check_sample_size(num_examples: int, where: str, *, least: int = MIN_TARGET_EXAMPLES) -> None:
+def check_sample_size(num_examples: int, where: str) -> None:
     """Refuse a sample that is too small to say anything.
 
     Raises:
-        EvaluationError: If it has fewer than `least` examples.
+        EvaluationError: If it has fewer than `MIN_TARGET_EXAMPLES`.
     """
-    if num_examples < least:
+    if num_examples < MIN_TARGET_EXAMPLES:
         raise EvaluationError(
             f"{number_of(num_examples, 'example')} cannot say how much each task matters",
             where=where,
-            expected=f"at least {least}",
+            expected=f"at least {MIN_TARGET_EXAMPLES}",
             hint="Give more examples, or write the weights by hand.",
         )
 

@@ -18,7 +18,6 @@ from hub_magmax.errors import EvaluationError, MissingDependencyError
 from hub_magmax.fleet.routing.observing import Observed
 
 Features = Float64[np.ndarray, "examples features"]
-Rights = Bool[np.ndarray, "examples models"]
 Numbers = Int64[np.ndarray, " examples"]
 
 #: Right and wrong answers, or examples of each kind, that a regression needs.

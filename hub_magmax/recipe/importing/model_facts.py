@@ -50,13 +50,3 @@ class Models(Protocol):
 
     def written(self, place: Place) -> str:
         """Return the name of a checkpoint as the recipe has it."""
-
-
-class Unseen:
-    """Checkpoints that are not looked at."""
-
-    def facts(self, place: Place) -> ModelFacts | None:
-        return None
-
-    def written(self, place: Place) -> str:
-        return place.written
