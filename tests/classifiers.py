@@ -36,6 +36,16 @@ def write_classifiers(folder: Path, biases: Mapping[str, Sequence[float]]) -> No
     write_rows(folder / "rows.parquet", [0] * 6 + [1] * 3 + [2])
 
 
+def write_leaning(folder: Path) -> None:
+    """Write classifiers of which `a` and `b` lean to a class each, so that the merged model's answer depends
+    on who weighs more, and rows of both classes.
+    """
+    torch.manual_seed(0)
+    write_classifiers(folder, {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)})
+    write_rows(folder / "cats.parquet", [0] * 9 + [2])
+    write_rows(folder / "dogs.parquet", [1] * 7 + [2] * 3)
+
+
 def write_rows(path: Path, labels: Sequence[int]) -> None:
     pictures = [PillowImage.fromarray(np.full((8, 8, 3), i, dtype=np.uint8)) for i in range(len(labels))]
     features = Features({"image": Image(), "label": ClassLabel(names=list(CLASSES))})

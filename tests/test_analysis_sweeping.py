@@ -2,14 +2,12 @@
 
 import csv
 import io
-import itertools
 import json
 import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from click.testing import CliRunner
 
@@ -24,21 +22,15 @@ from hub_magmax.recipe.loading import load_recipe, parse_recipe, updated
 from hub_magmax.reporting.explorer import render_explorer
 from hub_magmax.reporting.figures import front_figure
 from hub_magmax.reporting.pareto import hypervolume
-from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+from tests.classifiers import classifier_recipe, write_leaning
 from tests.test_reporting_explorer import make_surface, measured_in
-from tests.test_reporting_figures import texts
-
-#: Which class `a` and `b` lean to: the merged model's answer depends on who weighs more.
-BIASES = {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)}
+from tests.test_reporting_figures import check_texts
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory):
     folder = tmp_path_factory.mktemp("family")
-    torch.manual_seed(0)
-    write_classifiers(folder, BIASES)
-    write_rows(folder / "cats.parquet", [0] * 9 + [2])
-    write_rows(folder / "dogs.parquet", [1] * 7 + [2] * 3)
+    write_leaning(folder)
     return folder
 
 
@@ -303,14 +295,7 @@ def test_no_label_of_the_front_overlaps_another_or_leaves_the_picture(num_tasks,
     surface = replace(surface, wanted=(1.0, *(0.0,) * (num_tasks - 1)), asked=1)
     names = tuple(f"{letter * 30}{number}" for number in range(num_tasks))
     figure = front_figure(replace(surface, tasks=names, evaluated=names))
-    figure.canvas.draw()
-    placed = texts(figure)
-    assert len(placed) >= 2 * num_tasks + 4
-    for text, box in placed:
-        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
-        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
-    for (first, box), (second, other) in itertools.combinations(placed, 2):
-        assert not box.overlaps(other), (first, second)
+    check_texts(figure, 2 * num_tasks + 4)
 
 
 def test_on_digits_sixty_tries_found_the_front_of_a_five_times_denser_grid():

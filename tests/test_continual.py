@@ -122,16 +122,21 @@ def test_every_registered_method_is_measured_with_every_preference_it_uses(resul
 
 
 def test_a_row_is_what_compare_finds_for_each_target(family):
-    with Bench(family, PROTOCOL) as bench:
+    check_row(family, PROTOCOL, measuring.TUNABLE)
+
+
+def check_row(family, protocol, method):
+    """Check that a row of a method under the preference from labels is what `compare` finds."""
+    with Bench(family, protocol) as bench:
         weights = [bench.estimator.weights("labels", target, target.meta) for target in bench.targets]
-        row = bench.row(measuring.TUNABLE, "labels", weights)
+        row = bench.row(method, "labels", weights)
         recipe = measuring.recipe_of(family)
         from hub_magmax.pipeline import lock
 
         with CandidateScorer(recipe, lock(recipe)) as scorer:
             for target, own, trials in zip(bench.targets, weights, row.trials, strict=True):
-                method = locked_method(measuring.TUNABLE)
-                tried = [Candidate(method | {"scaling": s}, "given", own) for s in PROTOCOL.scalings]
+                values = locked_method(method)
+                tried = [Candidate(values | {"scaling": s}, "given", own) for s in protocol.scalings]
                 batches = scorer.encode(family.test.select(target.rows), family.columns)
                 # Probabilities depend on the batch in their last digits.
                 for mine, theirs in zip(trials, scorer.run(tried, batches), strict=True):

@@ -23,14 +23,11 @@ from benchmarks.continual.packaged import (
     sentiment,
 )
 from benchmarks.continual.results import measure
-from hub_magmax.analysis.candidates import Candidate
-from hub_magmax.analysis.tuning import CandidateScorer
 from hub_magmax.checkpoints.locations import ModelPlace
 from hub_magmax.evaluation.evaluators import columns_of, get_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
-from hub_magmax.pipeline import lock
-from hub_magmax.recipe.matching import locked_method
 from tests.test_continual import PROTOCOL as SMALL
+from tests.test_continual import check_row
 from tests.test_walkthrough import make_sources
 
 PROTOCOL = replace(SMALL, mixtures=((3, 1),), largest=20)
@@ -251,19 +248,7 @@ def test_nothing_is_skipped_behind_a_change(changed):
 
 
 def test_a_row_of_texts_is_what_compare_finds_for_each_target(family):
-    with Bench(family, PROTOCOL) as bench:
-        weights = [bench.estimator.weights("labels", target, target.meta) for target in bench.targets]
-        row = bench.row(measuring.AVERAGE, "labels", weights)
-        recipe = measuring.recipe_of(family)
-        with CandidateScorer(recipe, lock(recipe)) as scorer:
-            for target, own, trials in zip(bench.targets, weights, row.trials, strict=True):
-                method = locked_method(measuring.AVERAGE)
-                tried = [Candidate(method | {"scaling": s}, "given", own) for s in PROTOCOL.scalings]
-                batches = scorer.encode(family.test.select(target.rows), family.columns)
-                for mine, theirs in zip(trials, scorer.run(tried, batches), strict=True):
-                    mine_p, their_p = ([o.probability for o in t.outcomes] for t in (mine, theirs))
-                    assert mine_p == pytest.approx(their_p, abs=1e-5)
-                    assert [o.score for o in mine.outcomes] == [o.score for o in theirs.outcomes]
+    check_row(family, PROTOCOL, measuring.AVERAGE)
 
 
 def test_references_are_each_task_s_own_checkpoint_and_joint_training(family, result):

@@ -13,9 +13,6 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertTokenizer,
-    ViTConfig,
-    ViTForImageClassification,
-    ViTImageProcessor,
 )
 
 from hub_magmax.checkpoints.locations import ModelPlace
@@ -27,6 +24,7 @@ from hub_magmax.evaluation.scores import Scores, read_scores, write_scores
 from hub_magmax.evaluation.scoring import evaluate
 from hub_magmax.pipeline import lock
 from hub_magmax.recipe.loading import parse_recipe, updated
+from tests.classifiers import write_classifiers
 from tests.families import recipe_values
 
 CLASSES = ["cat", "dog", "emu"]
@@ -36,21 +34,7 @@ CLASSES = ["cat", "dog", "emu"]
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ViT that always says `emu`, and ten images of which four are."""
     folder = tmp_path_factory.mktemp("images")
-    config = ViTConfig(
-        image_size=8, patch_size=4, num_channels=3, hidden_size=8, num_hidden_layers=1,
-        num_attention_heads=2, intermediate_size=8,
-        id2label=dict(enumerate(CLASSES)), label2id={name: i for i, name in enumerate(CLASSES)},
-    )  # fmt: skip
-    model = ViTForImageClassification(config)
-    with torch.no_grad():
-        model.classifier.weight.zero_()
-        model.classifier.bias.copy_(torch.tensor([0.0, 0.0, 1.0]))
-    for name in ("base", "a", "b"):
-        with torch.no_grad():
-            for parameter in model.vit.parameters():  # a checkpoint of its own; the head does not look at it
-                parameter.add_(0.001 * torch.randn_like(parameter))
-        model.save_pretrained(folder / name)
-        ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / name)
+    write_classifiers(folder, dict.fromkeys(("base", "a", "b"), (0.0, 0.0, 1.0)))
     pictures = [PillowImage.fromarray(np.full((8, 8, 3), i, dtype=np.uint8)) for i in range(10)]
     # The data set numbers its classes otherwise than the model: names decide.
     features = Features({"image": Image(), "label": ClassLabel(names=["emu", "cat", "dog"])})

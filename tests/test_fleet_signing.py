@@ -57,13 +57,18 @@ class Recorder:
             raise ValueError("Signature mismatch: []")
 
 
-@pytest.fixture
-def stand_in(monkeypatch):
+def put_stand_in(monkeypatch):
+    """Put `Recorder` in the place of model-signing."""
     package = ModuleType("model_signing")
     package.__path__ = []
     monkeypatch.setitem(sys.modules, "model_signing", package)
     for name in ("signing", "verifying", "hashing"):
         monkeypatch.setitem(sys.modules, f"model_signing.{name}", SimpleNamespace(Config=Recorder))
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    put_stand_in(monkeypatch)
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 import re
 import shlex
 import shutil
-import sys
 from functools import cache
-from types import ModuleType, SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -19,7 +17,7 @@ from hub_magmax.recipe.loading import load_recipe
 from tests.classifiers import classifier_recipe, write_classifiers, write_rows
 from tests.families import yaml_text
 from tests.test_cli import call
-from tests.test_fleet_signing import Recorder
+from tests.test_fleet_signing import put_stand_in
 from tests.tiny_llama import write_llama_family
 
 #: Verbs of a finished merge.
@@ -110,11 +108,7 @@ def shop(family, tmp_path, monkeypatch):
 
 @pytest.fixture
 def stand_in_for_signing(monkeypatch):
-    package = ModuleType("model_signing")
-    package.__path__ = []
-    monkeypatch.setitem(sys.modules, "model_signing", package)
-    for name in ("signing", "verifying", "hashing"):
-        monkeypatch.setitem(sys.modules, f"model_signing.{name}", SimpleNamespace(Config=Recorder))
+    put_stand_in(monkeypatch)
 
 
 @pytest.mark.usefixtures("stand_in_for_signing")

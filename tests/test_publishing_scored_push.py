@@ -1,8 +1,7 @@
 """Scored or signed, and published without a folder: `keep: false` with `evaluation`, and `--private-key`."""
 
 import itertools
-import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,7 +17,7 @@ from hub_magmax.recipe.loading import load_recipe, updated
 from tests.families import write_recipe
 from tests.test_cli import call
 from tests.test_evaluation_scoring import image_recipe, images  # noqa: F401  (a fixture)
-from tests.test_fleet_signing import Recorder
+from tests.test_fleet_signing import put_stand_in
 
 _numbers = itertools.count()
 
@@ -79,11 +78,7 @@ def test_scores_and_signature_of_an_earlier_model_do_not_stay_beside_the_next(re
 @pytest.fixture
 def key(tmp_path, monkeypatch):
     """A key, and a stand-in for model-signing."""
-    package = ModuleType("model_signing")
-    package.__path__ = []
-    monkeypatch.setitem(sys.modules, "model_signing", package)
-    for name in ("signing", "verifying", "hashing"):
-        monkeypatch.setitem(sys.modules, f"model_signing.{name}", SimpleNamespace(Config=Recorder))
+    put_stand_in(monkeypatch)
     (tmp_path / "key.pem").write_text("mine")
     return tmp_path / "key.pem"
 

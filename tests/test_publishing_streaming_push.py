@@ -18,6 +18,7 @@ from hub_magmax.publishing import streaming_push
 from hub_magmax.publishing.commits import Destination
 from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from tests.families import recipe_values, write_family, write_recipe
+from tests.test_checkpoints_hub import KINDS
 
 _numbers = itertools.count()
 
@@ -180,25 +181,7 @@ REFUSALS = (401, 403, 404, 412, 416)
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        {"kind": "status", "status": 503},
-        {"kind": "status", "status": 429, "retry_after_seconds": 1},
-        {"kind": "status", "status": 401},
-        {"kind": "status", "status": 403},
-        {"kind": "status", "status": 404},
-        {"kind": "status", "status": 412},
-        {"kind": "status", "status": 416},
-        {"kind": "latency", "seconds": 0.05},
-        {"kind": "bandwidth", "bytes_per_second": 10_000_000},
-        {"kind": "ignore_range"},
-        {"kind": "lose_response"},
-        {"kind": "reset"},
-        {"kind": "truncate"},
-        {"kind": "short"},
-        {"kind": "expired"},
-        {"kind": "reset_upload"},
-        {"kind": "corrupt"},
-    ],
+    [*KINDS, {"kind": "status", "status": 412}, {"kind": "reset_upload"}],
     ids=str,
 )
 def test_quarter_of_all_requests_failing_ends_with_the_right_model_or_one_paragraph(

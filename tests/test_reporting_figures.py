@@ -45,6 +45,18 @@ def texts(figure):
     return [(text.get_text(), text.get_window_extent()) for text in found if text.get_text()]
 
 
+def check_texts(figure, least):
+    """Check that there are so many texts at least, all in the picture, and none over another."""
+    figure.canvas.draw()
+    placed = texts(figure)
+    assert len(placed) >= least
+    for text, box in placed:
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
+    for (first, box), (second, other) in itertools.combinations(placed, 2):
+        assert not box.overlaps(other), (first, second)
+
+
 def marks(figure):
     """Return the place of every mark, in pixels, by its row and series."""
     axes = figure.axes[0]
@@ -57,14 +69,7 @@ def marks(figure):
 def test_no_label_overlaps_another_or_leaves_the_picture(num_tasks, letter):
     tasks = [f"{number:02d}{letter * 30}"[:30] for number in range(num_tasks)]
     figure = tradeoff_figure(measured(tasks, 12_345), uniform(tasks))
-    figure.canvas.draw()
-    placed = texts(figure)
-    assert len(placed) >= 2 * num_tasks
-    for text, box in placed:
-        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1, text
-        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1, text
-    for (first, box), (second, other) in itertools.combinations(placed, 2):
-        assert not box.overlaps(other), (first, second)
+    check_texts(figure, 2 * num_tasks)
 
 
 def test_marks_stay_clear_of_names():

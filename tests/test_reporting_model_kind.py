@@ -195,18 +195,22 @@ def test_code_on_the_card_loads_the_model_as_what_it_is_and_runs_it(name, tmp_pa
     assert ("apply_chat_template" in code) == ("chat" in name)
 
 
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of PEFT
-def test_code_on_the_card_loads_a_merged_adapter_over_its_base_model(tmp_path, monkeypatch):
+def adapter_card(folder):
+    """Merge two adapters of the base model in a folder to one, and return the path of its card."""
     peft = pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
-    save_llama(tmp_path / "base")
-
     for name in "ab":
-        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        base = AutoModelForCausalLM.from_pretrained(folder / "base")
         config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-        peft.get_peft_model(base, config).save_pretrained(tmp_path / name)
-    card = merged_card(tmp_path, lambda folder: None, output={"path": "merged", "format": "adapter"})
+        peft.get_peft_model(base, config).save_pretrained(folder / name)
+    return merged_card(folder, lambda folder: None, output={"path": "merged", "format": "adapter"})
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of PEFT
+def test_code_on_the_card_loads_a_merged_adapter_over_its_base_model(tmp_path, monkeypatch):
+    save_llama(tmp_path / "base")
+    card = adapter_card(tmp_path)
     monkeypatch.chdir(tmp_path)
     found = {}
     exec(stated_code(card.read_text()), found)
@@ -219,15 +223,8 @@ def test_code_on_the_card_loads_a_merged_adapter_over_its_base_model(tmp_path, m
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of PEFT
 def test_a_merged_adapter_of_a_chat_model_is_asked_by_its_base_models_template(tmp_path, monkeypatch, capsys):
-    peft = pytest.importorskip("peft")
-    from transformers import AutoModelForCausalLM
-
     save_chat(tmp_path / "base")
-    for name in "ab":
-        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
-        config = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
-        peft.get_peft_model(base, config).save_pretrained(tmp_path / name)
-    card = merged_card(tmp_path, lambda folder: None, output={"path": "merged", "format": "adapter"})
+    card = adapter_card(tmp_path)
     monkeypatch.chdir(tmp_path)
     code = stated_code(card.read_text())
     exec(code, {})

@@ -27,7 +27,7 @@ from hub_magmax.recipe.lockfile import read_lock
 from hub_magmax.recipe.matching import check_lock
 from hub_magmax.recipe.merge_values import rules_under
 from tests import test_adapting, test_ties
-from tests.classifiers import classifier_recipe, write_classifiers, write_rows
+from tests.classifiers import classifier_recipe, write_leaning
 from tests.families import read_merged, recipe_values, write_checkpoint, write_family, write_recipe
 from tests.test_checkpoints_vocabulary import tensors_of, tokenizer
 from tests.test_cli import call
@@ -344,16 +344,10 @@ def test_a_diagnosis_counts_quotas_by_the_weights_of_each_tensor(small):
     assert fixed["layer.0"] == uniform["layer.0"] != alone["layer.0"]
 
 
-BIASES = {"base": (0.0, 0.0, 0.1), "a": (1.0, 0.0, 0.1), "b": (0.0, 1.0, 0.1)}
-
-
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("classifiers")
-    torch.manual_seed(0)
-    write_classifiers(folder, BIASES)
-    write_rows(folder / "cats.parquet", [0] * 9 + [2])
-    write_rows(folder / "dogs.parquet", [1] * 7 + [2] * 3)
+    write_leaning(folder)
     return folder
 
 
