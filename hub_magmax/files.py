@@ -106,6 +106,16 @@ def own_command() -> str:
     return f"{shlex.quote(from_here(python))} -m hub_magmax"
 
 
+def user_cache(name: str, variable: str) -> Path | None:
+    """Return the path that a variable names, or `hub_magmax/NAME` in the user's cache; None for none."""
+    named = os.environ.get(variable)
+    if named is not None:
+        return Path(named) if named else None
+    with contextlib.suppress(RuntimeError):  # no home
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hub_magmax", name)
+    return None
+
+
 def named_after(path: str, ending: str) -> str:
     """Return the path of another folder beside a folder: `merged-winner` for `merged/`."""
     return f"{os.path.normpath(path)}-{ending}"

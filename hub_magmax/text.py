@@ -337,6 +337,11 @@ def quoted(text: str) -> str:
     return "".join(json.dumps(c)[1:-1] if is_invisible(c) else c for c in written)
 
 
+def rule_text(match: str, take: str = "base_model") -> str:
+    """Return a rule of a recipe's `tensors` as it is written there."""
+    return f"{{match: {json.dumps(match)}, take: {take}}}"
+
+
 def fenced(text: str, language: str = "") -> Markdown:
     """Return `text` as a code block whose fence is longer than any run of backticks in it.
 

@@ -111,28 +111,19 @@ def diagnose(asked: RecipeOptions, metrics: bool, rank: int, examples: int, form
       hub-magmax diagnose recipe.yaml
       hub-magmax diagnose recipe.yaml --metrics --rank 0
     """
-    from dataclasses import replace
-
     from hub_magmax.analysis.diagnosing import FILES, write_diagnosis
-    from hub_magmax.analysis.diagnosing import diagnose as do_diagnose
-    from hub_magmax.analysis.pair_sums import measured_pairs
-    from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, lock_journal, read_asked
-    from hub_magmax.pipeline import lock
-    from hub_magmax.pipeline import plan as make_plan
+    from hub_magmax.cli.recipe_and_lock import checked_beside, linked_card, read_locked
     from hub_magmax.recipe.result_files import place_of_results
+    from hub_magmax.studies import diagnose as do_diagnose
 
     beside = checked_beside(asked, FILES)
-    found, locked = read_asked(asked)
-    journal = lock_journal(asked, found)
-    locked = locked or lock(found, report=say, progress=progress, journal=journal)
+    found, locked = read_locked(asked)
     place = place_of_results(found, locked, beside)
     place.check(FILES)
-    planned = make_plan(found, locked)
-    with progress(planned.bytes_out, "diagnosing") as advance:
-        diagnosis = do_diagnose(planned, progress=advance)
-    if metrics:
-        measured = measured_pairs(planned, rank, examples, report=say, progress=progress)
-        diagnosis = replace(diagnosis, metrics=measured)
+    of_pairs = (rank, examples) if metrics else (None, 0)
+    diagnosis = do_diagnose(
+        found, locked, rank=of_pairs[0], examples=of_pairs[1], report=say, progress=progress
+    )
     files = [*write_diagnosis(diagnosis, place), *linked_card(asked, place)]
     text = table_and(files, diagnosis.table(form), form)
     return Answer(json.loads(diagnosis.to_json()), text, exit_code=ERROR if diagnosis.suspects else 0)

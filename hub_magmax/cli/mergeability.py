@@ -36,16 +36,14 @@ def predict_merge(asked: RecipeOptions, history: Path, rank: int, examples: int,
     """
     from hub_magmax.analysis.merge_history import read_history
     from hub_magmax.analysis.predicting_merges import PREDICTIONS_NAME
-    from hub_magmax.cli.recipe_and_lock import checked_beside, lock_journal, read_asked
+    from hub_magmax.cli.recipe_and_lock import checked_beside, read_locked
     from hub_magmax.files import write_json
-    from hub_magmax.pipeline import lock
     from hub_magmax.recipe.result_files import place_of_results
     from hub_magmax.studies import predicted
 
     beside = checked_beside(asked, [PREDICTIONS_NAME])
     known = read_history(history)  # before the lock, which may take minutes
-    found, locked = read_asked(asked)
-    locked = locked or lock(found, report=say, progress=progress, journal=lock_journal(asked, found))
+    found, locked = read_locked(asked)
     place = place_of_results(found, locked, beside)
     place.check([PREDICTIONS_NAME])
     predictions = predicted(found, known, locked, rank=rank, examples=examples, report=say, progress=progress)

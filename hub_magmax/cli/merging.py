@@ -100,9 +100,9 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
       hub-magmax plan recipe.yaml
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
-    from hub_magmax.cli.recipe_and_lock import lock_journal, read_asked
+    from hub_magmax.cli.recipe_and_lock import read_locked
     from hub_magmax.cli.sites import plan_all, sites_of
-    from hub_magmax.pipeline import destination_of, lock
+    from hub_magmax.pipeline import destination_of
     from hub_magmax.pipeline import plan as make_plan
     from hub_magmax.planning.findings.finding import faults_left
     from hub_magmax.planning.summary import lacks_columns
@@ -110,9 +110,8 @@ def plan(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
 
     if sites := sites_of(asked):
         return plan_all(sites, in_spite_of)
-    found, locked = read_asked(asked)
-    cache, journal = SourceCache(), lock_journal(asked, found)
-    locked = locked or lock(found, report=say, progress=progress, cache=cache, journal=journal)
+    cache = SourceCache()
+    found, locked = read_locked(asked, cache=cache)
     planned = make_plan(found, locked, cache=cache, in_spite_of=in_spite_of)
     refused = faults_left(planned.findings, planned.in_spite_of)
     values, text = _described(planned)
@@ -149,19 +148,14 @@ def merge(asked: RecipeOptions, in_spite_of: tuple[str, ...]) -> Answer:
       hub-magmax merge recipe.yaml --memory 2GB
     """
     from hub_magmax.checkpoints.source_cache import SourceCache
-    from hub_magmax.cli.recipe_and_lock import lock_journal, read_asked
+    from hub_magmax.cli.recipe_and_lock import read_locked
     from hub_magmax.merging.execution import merge as do_merge
     from hub_magmax.merging.execution import plan_unfinished
-    from hub_magmax.pipeline import lock
     from hub_magmax.processes import find_processes
     from hub_magmax.publishing.preflight import check_room
 
     processes, cache = find_processes(say), SourceCache()
-    found, locked = read_asked(asked, processes.first_decides)
-    journal = lock_journal(asked, found)
-    locked = locked or processes.first_decides(
-        lambda: lock(found, report=say, progress=progress, cache=cache, journal=journal)
-    )
+    found, locked = read_locked(asked, processes.first_decides, cache)
     planned, is_old = plan_unfinished(found, locked, cache, processes, in_spite_of)
     check_room(planned)
     with progress(planned.progress_bytes, "merging") as advance:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hub_magmax.cli.options import RecipeOptions
 from hub_magmax.cli.terminal import progress, say
@@ -16,6 +18,9 @@ from hub_magmax.recipe.result_files import ResultFiles, beside, changed_values
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.sites import check_site
 from hub_magmax.text import listed
+
+if TYPE_CHECKING:
+    from hub_magmax.checkpoints.source_cache import SourceCache
 
 
 def lock_beside(asked: RecipeOptions) -> Path | None:
@@ -106,6 +111,20 @@ def read_asked(
         )
     journal = lock_journal(asked, recipe)
     return recipe, decide(lambda: renewed(prepare(recipe), earlier, journal))
+
+
+def read_locked(
+    asked: RecipeOptions,
+    decide: Callable[[Callable[[], Lock]], Lock] = lambda make: make(),
+    cache: SourceCache | None = None,
+) -> tuple[Recipe, Lock]:
+    """Return the recipe and its lock as `read_asked`; where there is none, it is made now."""
+    from hub_magmax.pipeline import lock
+
+    recipe, locked = read_asked(asked, decide)
+    journal = lock_journal(asked, recipe)
+    make = partial(lock, recipe, report=say, progress=progress, cache=cache, journal=journal)
+    return recipe, locked or decide(make)
 
 
 def _is_other_merge(asked: RecipeOptions, recipe: Recipe) -> bool:

@@ -25,7 +25,7 @@ from hub_magmax.errors import HubMagmaxError
 from hub_magmax.evaluation.evaluators import Outcome
 from hub_magmax.evaluation.journal import Outcomes, restored, stored
 from hub_magmax.evaluation.software import software_used
-from hub_magmax.files import digest
+from hub_magmax.files import digest, user_cache
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.examples import Evaluation
 from hub_magmax.recipe.lockfile import Lock, own_base_name
@@ -59,12 +59,7 @@ _FACTS = ("adapter_config", "places", "added_rows", "renamed", "ties", "label_ro
 
 def score_folder() -> Path | None:
     """Return the folder of kept scores, `hub_magmax/scores` in the user's cache; None for none."""
-    named = os.environ.get(FOLDER_VARIABLE)
-    if named is not None:
-        return Path(named) if named else None
-    with contextlib.suppress(RuntimeError):  # no home
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hub_magmax" / "scores"
-    return None
+    return user_cache("scores", FOLDER_VARIABLE)
 
 
 class KeptScores:

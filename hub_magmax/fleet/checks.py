@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from typing import Literal
 from hub_magmax.checkpoints.locations import repository_of
 from hub_magmax.checkpoints.storage.hub import resolve_commit
 from hub_magmax.errors import HubMagmaxError
+from hub_magmax.files import user_cache
 
 LOG = logging.getLogger(__name__)
 
@@ -46,12 +46,7 @@ class Check:
 
 def checks_file() -> Path | None:
     """Return the journal, `hub_magmax/checks.jsonl` in the user's cache unless named; None for none."""
-    named = os.environ.get(FILE_VARIABLE)
-    if named is not None:
-        return Path(named) if named else None
-    with contextlib.suppress(RuntimeError):  # no home
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hub_magmax", "checks.jsonl")
-    return None
+    return user_cache("checks.jsonl", FILE_VARIABLE)
 
 
 def note(kind: Kind, model: str, result: Result, *, revision: str | None = None, commit: str = "") -> None:

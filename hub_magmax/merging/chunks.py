@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, wait
@@ -33,6 +32,7 @@ from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.rows import FileRows
 from hub_magmax.methods.chunks import in_multiples
 from hub_magmax.methods.factors import Factors
+from hub_magmax.text import rule_text
 
 T = TypeVar("T")
 
@@ -255,7 +255,7 @@ class StoredChunks:
                     where=tensor_place(source, source.index.tensors[self.name], element),
                     expected="finite numbers only",
                     hint="The checkpoint is damaged or its training diverged; use an earlier one. If it is "
-                    f"meant, copy it: tensors: [{{match: {json.dumps(self.name)}, take: base_model}}]",
+                    f"meant, copy it: tensors: [{rule_text(self.name)}]",
                 )
         if not torch.isfinite(task_vectors(chunk.base, chunk.checkpoints)).all():
             raise NonFiniteError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from hub_magmax.kernels.lazy_imports import torch
 from hub_magmax.kernels.stored import Stored
 from hub_magmax.merging.profile import Clock
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, TensorJob
+from hub_magmax.text import rule_text
 
 
 def unmerged_chunks(
@@ -85,7 +85,7 @@ def _check_equal(job: TensorJob, start: int, values: Stored, others: Sequence[Te
                 f"{job.dtype} values differ from the base model's",
                 where=f"{source.label}, tensor {job.name!r}",
                 expected="the same counts or positions everywhere, since they cannot be merged",
-                hint=f"Say which to take: tensors: [{{match: {json.dumps(job.name)}, take: base_model}}]",
+                hint=f"Say which to take: tensors: [{rule_text(job.name)}]",
             )
 
 
@@ -131,5 +131,5 @@ def _check_finite(job: TensorJob, source: TensorSource, start: int, values: torc
         where=tensor_place(source, source.index.tensors[job.name], start + first),
         expected="finite statistics",
         hint="The checkpoint is damaged or its training diverged; use an earlier one. If it is meant, copy "
-        f"it: tensors: [{{match: {json.dumps(job.name)}, take: base_model}}]",
+        f"it: tensors: [{rule_text(job.name)}]",
     )

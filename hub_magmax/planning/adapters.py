@@ -12,7 +12,6 @@ not read.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
 from hub_magmax.recipe.schema import Output, Recipe
 from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
-from hub_magmax.text import shown
+from hub_magmax.text import rule_text, shown
 
 _AS_WEIGHTS = "Or write whole weights: output.format: weights."
 
@@ -307,7 +306,7 @@ def _check_whole(adapter: AdapterSource, rules: tuple[TensorRule, ...], base: Ma
                 where=f"{adapter.label}, {ADAPTER_NAME}",
                 expected="factors of products only, for output.format: adapter",
                 hint=(saved if name in adapter.products else "")
-                + f"Go without it: tensors: [{{match: {json.dumps(name)}, take: {take}}}]. {_AS_WEIGHTS}",
+                + f"Go without it: tensors: [{rule_text(name, take)}]. {_AS_WEIGHTS}",
             )
 
 

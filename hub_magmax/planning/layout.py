@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +30,7 @@ from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.merge_values import MergeValues, RuleValues, rule_values
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tensor_rules import TensorRule, factor_of, rule_for
+from hub_magmax.text import rule_text
 
 OUTPUT_DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -226,8 +226,7 @@ def _job(
             raise MismatchError(
                 f"dtype {info.dtype} is not floating point, and is not multiplied by {take.factor:g}",
                 where=f"{indexes[take.source].label}, tensor {name!r}",
-                hint="Leave factor out for this tensor, by a rule before: "
-                f"{{match: {json.dumps(name)}, take: {take.source}}}.",
+                hint=f"Leave factor out for this tensor, by a rule before: {rule_text(name, take.source)}.",
             )
         return replace(_copy(info, take.source, take.reason, dtype), factor=take.factor)
     return _job_without_rule(indexes["base_model"].tensors[name], indexes, dtype, unread)

@@ -7,7 +7,6 @@ base model, where the recipe says so.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +26,7 @@ from hub_magmax.planning.plan import Plan, Shard, SolvedJob, TensorJob, TiedJob
 from hub_magmax.planning.reads import bytes_read
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Output, Recipe
-from hub_magmax.text import number_of, shown
+from hub_magmax.text import number_of, rule_text, shown
 
 #: Classes of layers that PEFT adds products to. Conv1D is stored transposed.
 _LINEAR, _TRANSPOSED, _CONVOLUTIONS = "Linear", "Conv1D", ("Conv1d", "Conv2d", "Conv3d")
@@ -180,9 +179,7 @@ def _check(whole: Plan, base: Iterable[str]) -> None:
 def _no_product(without: Sequence[str], held: Sequence[str]) -> RecipeError:
     """Return the error of tensors that no product can hold, with the rules that leave them as they are."""
     names = dict.fromkeys(_glob(name, held) for name in without)
-    rules = ", ".join(
-        f"{{match: {json.dumps(name)}, take: base_model}}" for name in islice(names, _MOST_RULES)
-    )
+    rules = ", ".join(map(rule_text, islice(names, _MOST_RULES)))
     more = f" and {number_of(len(names) - _MOST_RULES, 'more kind')}" if len(names) > _MOST_RULES else ""
     return RecipeError(
         f"no matrix of a layer that an adapter adds to: {number_of(len(without), 'tensor')}, such as "

@@ -7,7 +7,7 @@ task i of T, the average is the mean of R_Tj over j, and backward transfer the m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -72,14 +72,7 @@ class Forgetting:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values as JSON has them."""
-        return {
-            "metric": self.metric,
-            "unit": self.unit,
-            "is_share": self.is_share,
-            "scores": {after: dict(row) for after, row in self.scores.items()},
-            "average": self.average,
-            "backward_transfer": self.backward_transfer,
-        }
+        return {**asdict(self), "average": self.average, "backward_transfer": self.backward_transfer}
 
     def table(self) -> str:
         """Return the scores as text: a line after each task, a column for each."""

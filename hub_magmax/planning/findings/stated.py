@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.tensor_rules import rule_for
-from hub_magmax.text import listed, shown
+from hub_magmax.text import listed, rule_text, shown
 
 
 def stated_findings(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) -> tuple[Finding, ...]:
@@ -118,7 +117,7 @@ def _mixed(
 ) -> str:
     """Return what is wrong about heads whose rows are not matched, and what to do."""
     globs = dict.fromkeys(f"{head.rpartition('.')[0]}.*" for head in heads)
-    rules = ", ".join(f"{{match: {json.dumps(glob)}, take: {target}}}" for glob in globs)
+    rules = ", ".join(rule_text(glob, target) for glob in globs)
     if rows_in_order(labels, wanted) is None:
         what = "other labels than"
         step = f"take the head whole, tensors: [{rules}], or correct `id2label` if only names differ"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from glob import escape
 from itertools import takewhile
+
+from hub_magmax.text import rule_text
 
 _DIGITS = re.compile(r"\d+")
 
@@ -45,8 +46,7 @@ def settling_globs(names: Collection[str], others: Iterable[str]) -> list[str]:
 
 def rules_for(names: Collection[str], every_name: Iterable[str], take: str) -> list[str]:
     """Return rules of a recipe that take these tensors from one place, and no other ones."""
-    globs = settling_globs(names, every_name)
-    return [f"{{match: {json.dumps(glob)}, take: {take}}}" for glob in globs]
+    return [rule_text(glob, take) for glob in settling_globs(names, every_name)]
 
 
 class _Globs:

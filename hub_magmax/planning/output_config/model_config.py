@@ -46,7 +46,7 @@ from hub_magmax.planning.output_config.sizes import (
 from hub_magmax.planning.plan import ConfigChange, Plan, TensorJob
 from hub_magmax.planning.tied import untied
 from hub_magmax.planning.tokenizers.token_ids import moved_ids
-from hub_magmax.text import shown
+from hub_magmax.text import rule_text, shown
 
 Level = tuple[Path, Mapping[str, Any]]
 
@@ -191,7 +191,7 @@ class _Agreement:
                 key=("tensors",),
                 expected=f"the same number, since `{path[-1]}` of config.json states both",
                 hint="Take both from one source, by a rule for each: "
-                + ", ".join(f"{{match: {json.dumps(rows.name)}, take: TASK}}" for rows in (first, other)),
+                + ", ".join(rule_text(rows.name, "TASK") for rows in (first, other)),
             )
         yield ConfigChange(path, old, sizes.pop() - extra)
 

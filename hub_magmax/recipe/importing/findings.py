@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from hub_magmax.errors import KeyPath
@@ -48,14 +48,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for programs."""
-        return {
-            "line": self.line,
-            "column": self.column,
-            "key": list(self.key),
-            "text": self.text,
-            "verdict": self.verdict,
-            "why": self.why,
-        }
+        return asdict(self) | {"key": list(self.key)}
 
 
 @dataclass

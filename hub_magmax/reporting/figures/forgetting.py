@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING, Any
 from hub_magmax.reporting.figures.scales import Scale
 from hub_magmax.reporting.figures.style import (
     BASE,
-    GRID,
     MERGED,
     OWN,
-    QUIET,
     SMALL_POINTS,
-    TEXT,
     WANTED,
     WIDTH,
     add_axes,
     add_legend,
+    add_scale,
     header_of,
     inches,
     new_figure,
-    text_style,
 )
 from hub_magmax.reporting.figures.writing import write_figure
 from hub_magmax.text import cut_name
@@ -89,19 +86,11 @@ def forgetting_figure(scores: Mapping[str, Mapping[str, float]], scale: Scale) -
 
 def _axes(figure: Figure, names: Sequence[str], scale: Scale) -> Axes:
     """Return axes of the tasks in order, and of scores."""
-    from matplotlib.ticker import MaxNLocator
-
     room = min(1.1, 3.2 / len(names))
     labels = [cut_name(name, lambda text: inches(text, SMALL_POINTS) <= room) for name in names]
     right = 1 - (inches(labels[-1], SMALL_POINTS) / 2 + 0.05) / WIDTH  # half of the last label stands there
     axes = add_axes(figure, _LEFT, min(0.97, right), 0.58, _HEIGHT - 0.58 - 0.5)
     axes.set_xticks(range(len(names)))
     axes.set_xticklabels(labels)
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.grid(color=GRID, linewidth=0.5)
-    axes.spines["left"].set_visible(True)
-    axes.spines["left"].set_color(QUIET)
-    axes.set_xlabel("after learning", **text_style(SMALL_POINTS))
-    axes.set_ylabel(scale.title(2.0), **text_style(SMALL_POINTS))
-    axes.tick_params(axis="y", labelcolor=TEXT)
+    add_scale(axes, "after learning", scale.title(2.0))
     return axes

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING
 
 from hub_magmax.reporting.figures.style import (
     BASE,
-    GRID,
     MERGED,
     OWN,
     QUIET,
     SMALL_POINTS,
-    TEXT,
     WANTED,
     add_axes,
     add_legend,
+    add_scale,
     header_of,
     new_figure,
     text_style,
@@ -46,7 +45,6 @@ def draw_routing(report: RouterReport, path: Path) -> tuple[Path, Path]:
 def routing_figure(report: RouterReport) -> Figure:
     """Return the figure that `draw_routing` writes."""
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
 
     figure = new_figure(_HEIGHT)
     axes = add_axes(figure, _LEFT, 0.97, 0.58, _HEIGHT - 0.58 - 0.45)
@@ -82,14 +80,8 @@ def routing_figure(report: RouterReport) -> Figure:
         markersize=5,
         linestyle="none",
     )
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.grid(color=GRID, linewidth=0.5)
-    axes.spines["left"].set_visible(True)
-    axes.spines["left"].set_color(QUIET)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("escalated, % of the examples", **text_style(SMALL_POINTS))
-    axes.set_ylabel("right answers, %", **text_style(SMALL_POINTS))
-    axes.tick_params(axis="y", labelcolor=TEXT)
+    add_scale(axes, "escalated, % of the examples", "right answers, %")
     marks = "point: the threshold; grey: own checkpoint; thin: 95 % interval"
     below = f"{marks}; n = {report.parts['held_out']:,}"
     figure.text(0.03, 0.13 / _HEIGHT, below, va="center", **text_style(SMALL_POINTS, QUIET))

@@ -128,6 +128,19 @@ def add_axes(figure: Figure, left: float, right: float, bottom: float, height: f
     return axes
 
 
+def add_scale(axes: Axes, along: str, up: str) -> None:
+    """Give axes a grid, a scale at the left, and titles of what goes along and up."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(color=GRID, linewidth=0.5)
+    axes.spines["left"].set_visible(True)
+    axes.spines["left"].set_color(QUIET)
+    axes.set_xlabel(along, **text_style(SMALL_POINTS))
+    axes.set_ylabel(up, **text_style(SMALL_POINTS))
+    axes.tick_params(axis="y", labelcolor=TEXT)
+
+
 def add_legend(figure: Figure, entries: Sequence[Line2D], middle: float, *, num_columns: int = 3) -> None:
     """Show what marks mean at the top left; the middle of the legend is a share of the height."""
     figure.legend(
