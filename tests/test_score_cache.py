@@ -148,7 +148,7 @@ def test_what_changed_is_measured_again(folder, change, expected):
     scored(make_recipe(folder))
     recipe = make_recipe(folder, **(change(folder) or {}))
     found, lines = scored(recipe)
-    assert [line.split()[1] for line in lines if line.startswith("scoring")] == [*expected, "merged"]
+    assert [line.split()[3] for line in lines if line.startswith("scoring")] == [*expected, "merged"]
     assert written(found) == written(scored(recipe, again=True)[0])
 
 
