@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hub_magmax.analysis.judgement_before import metric_rows, pairs_told, predicted, short, worth_told
 from hub_magmax.analysis.judging import Broken, Judgement, share_lost
 from hub_magmax.evaluation.blind_spots import GRAFT_ONLY, SAMPLED, UNREACHED, BlindSpots
-from hub_magmax.evaluation.intervals import wilson_interval
+from hub_magmax.evaluation.intervals import Difference, wilson_interval
 from hub_magmax.evaluation.scores import Score
 from hub_magmax.evaluation.tables import Measured
 from hub_magmax.evaluation.tails import LEVELS, ExampleLoss
@@ -117,7 +117,7 @@ def _score_row(row: Tradeoff, kept: float | None, unit: Unit) -> tuple[str, ...]
 
     seen, change = row.own_difference, "—"
     if seen is not None:
-        change = f"{unit.change(seen.mean)} {_ends(seen.low, seen.high, unit)}"
+        change = _change(seen, unit)
     elif row.to_own is not None:
         change = unit.change(row.to_own)
     share = "—" if kept is None else f"{100 * kept:.0f} %"
@@ -198,7 +198,8 @@ def _what_broke(found: Judgement, locked: Lock) -> Part:
         head: tuple[str, ...] = ("task", "change")
         unit = unit_of(found.scores)
         rows: list[tuple[str, ...]] = [
-            (short(one.loss.task), _change(one.loss, unit)) for one in found.broken
+            (short(one.loss.task), _change(one.loss.difference, unit, unit.difference_name))
+            for one in found.broken
         ]
     else:
         answer = _nothing_to_lose(found)
@@ -257,7 +258,8 @@ def _worst(found: Judgement) -> Part:
     loss, unit = found.broken[0].loss, unit_of(found.scores)
     shown = _unit_of_losses(loss, unit)
     what = "probability of the right answer" if loss.in_probability else "score"
-    answer = f"Worst task: {short(loss.task)}, {_change(loss, unit)} against its own checkpoint."
+    change = _change(loss.difference, unit, unit.difference_name)
+    answer = f"Worst task: {short(loss.task)}, {change} against its own checkpoint."
     if tail := loss.tail(0.9):
         answer += (
             f" There the worst tenth of the examples lose {shown.value(tail.value)}{shown.difference_name} "
@@ -279,7 +281,8 @@ def _tail_row(loss: ExampleLoss, unit: Unit, levels: Sequence[float]) -> tuple[s
     tails = [loss.tail(level) for level in levels]
     sign = shown.difference_name
     told = (
-        "—" if t is None else f"{shown.value(t.value)}{sign} {_ends(t.low, t.high, shown)}" for t in tails
+        "—" if t is None else f"{shown.value(t.value)}{sign} [{shown.value(t.low)}, {shown.value(t.high)}]"
+        for t in tails
     )
     return (short(loss.task), *told)
 
@@ -288,13 +291,9 @@ def _unit_of_losses(loss: ExampleLoss, unit: Unit) -> Unit:
     return Unit(is_share=True) if loss.in_probability else unit
 
 
-def _change(loss: ExampleLoss, unit: Unit) -> str:
-    seen = loss.difference
-    return f"{unit.change(seen.mean)}{unit.difference_name} {_ends(seen.low, seen.high, unit)}"
-
-
-def _ends(low: float, high: float, unit: Unit) -> str:
-    return f"[{unit.value(low)}, {unit.value(high)}]"
+def _change(seen: Difference, unit: Unit, name: str = "") -> str:
+    """Return a difference with its interval, both with their signs, and the unit's name between."""
+    return f"{unit.change(seen.mean)}{name} [{unit.change(seen.low)}, {unit.change(seen.high)}]"
 
 
 def _percent(share: Measured) -> str:
