@@ -238,6 +238,12 @@ def make_family(
     return tuple(files)
 
 
+def family_recipe(num_tasks: int) -> dict[str, Any]:
+    """Return the checkpoints that `make_family` wrote as a recipe beside them names them."""
+    tasks = [{"name": f"t{n}", "model": f"./task-{n}"} for n in range(1, num_tasks + 1)]
+    return {"base_model": "./base", "tasks": tasks}
+
+
 def _write(folder: Path, model: Model, number: int, shard_bytes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     groups = list(_groups(model, shard_bytes))

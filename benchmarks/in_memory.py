@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import performance, timing
-from benchmarks.families import make_family
+from benchmarks.families import family_recipe, make_family
 from benchmarks.run import METHODS, NUM_TASKS
 
 PART = "in_memory"
@@ -45,11 +45,7 @@ def open_merger(folder: Path) -> Iterator[Merger]:
     from hub_magmax.recipe.matching import locked_method
     from hub_magmax.recipe.schema import Method
 
-    values = {
-        "base_model": "./base",
-        "tasks": [{"name": f"t{n}", "model": f"./task-{n}"} for n in range(1, NUM_TASKS + 1)],
-    }
-    recipe = parse_recipe(values, folder=folder)
+    recipe = parse_recipe(family_recipe(NUM_TASKS), folder=folder)
     with InMemoryMerger(recipe, lock(recipe)) as bench:
 
         def merge(written: Mapping[str, Any], weights: tuple[float, ...]) -> Mapping[str, Any]:

@@ -23,7 +23,7 @@ import yaml
 from safetensors.torch import save_file
 
 from benchmarks import performance, timing
-from benchmarks.families import SIZES, make_family
+from benchmarks.families import SIZES, family_recipe, make_family
 from benchmarks.run import OF_MATRICES, RATIO
 
 NUM_TASKS = 8
@@ -93,8 +93,7 @@ def _merge(folder: Path, method: str, options: argparse.Namespace) -> tuple[int,
     """Merge by a command of its own; return the memory that the plan states, too."""
     output: Mapping[str, str] = {"format": "adapter"} if options.rank else {"shard_size": "500MB"}
     recipe = {
-        "base_model": "./base",
-        "tasks": [{"name": f"t{n}", "model": f"./task-{n}"} for n in range(1, NUM_TASKS + 1)],
+        **family_recipe(NUM_TASKS),
         "method": method,
         "preference": {"geometric": {"ratio": RATIO}},
         "output": {"path": "merged", **output},

@@ -37,56 +37,47 @@ _ROOM_BYTES = 1 << 20
 
 def crash_points(victim: Victim, *, every: int = 1) -> Tally:
     """Kill the process before each change of the file system: open, write, fsync, rename, mkdir, remove."""
-    tally = Tally()
 
     def prepare(number: int) -> Callable[[], None]:
         kill = strike_at(number, lambda kind: os.kill(os.getpid(), signal.SIGKILL))
         return lambda: watch_changes(victim.folder, kill)
 
-    _every_step(victim, tally, prepare, every)
-    return tally
+    return _every_step(victim, prepare, every)
 
 
 def full_disk(victim: Victim, *, every: int = 1) -> Tally:
     """Answer `no space left` to the first, second, … call that needs space."""
-    tally = Tally()
-
-    def refuse(kind: str) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def prepare(number: int) -> Callable[[], None]:
-        kinds = ("open", "write", "fsync", "os.rename", "os.mkdir")
-        return lambda: watch_changes(victim.folder, strike_at(number, refuse, kinds))
-
-    _every_step(victim, tally, prepare, every)
-    return tally
+    return _refused(victim, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), every)
 
 
 def no_memory(victim: Victim, *, every: int = 1) -> Tally:
     """Let memory run out at the first, second, … call that changes the disk."""
-    tally = Tally()
+    return _refused(victim, MemoryError(), every)
+
+
+def _refused(victim: Victim, error: Exception, every: int) -> Tally:
+    """Let the first, second, … call that writes end in an error."""
 
     def refuse(kind: str) -> None:
-        raise MemoryError
+        raise error
 
     def prepare(number: int) -> Callable[[], None]:
         kinds = ("open", "write", "fsync", "os.rename", "os.mkdir")
         return lambda: watch_changes(victim.folder, strike_at(number, refuse, kinds))
 
-    _every_step(victim, tally, prepare, every)
-    return tally
+    return _every_step(victim, prepare, every)
 
 
-def _every_step(
-    victim: Victim, tally: Tally, prepare: Callable[[int], Callable[[], None]], every: int
-) -> None:
+def _every_step(victim: Victim, prepare: Callable[[int], Callable[[], None]], every: int) -> Tally:
     """Attack the first, second, … step until the merge is over before its turn comes."""
+    tally = Tally()
     for number in range(1, 10_000, every):
         code, said = merge_in_child(victim, prepare(number))
         if STRUCK.decode() not in said:
             victim.reset()
-            return
+            break
         _judge(victim, tally, f"step {number}", code, said.replace(STRUCK.decode(), ""))
+    return tally
 
 
 def source_changes(victim: Victim, *, every: int = 1) -> Tally:
@@ -128,7 +119,6 @@ def source_changes(victim: Victim, *, every: int = 1) -> Tally:
 
 def read_errors(victim: Victim, *, every: int = 1) -> Tally:
     """Let the first, second, … read of a checkpoint fail with an input/output error."""
-    tally = Tally()
 
     def fail(kind: str) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -136,8 +126,7 @@ def read_errors(victim: Victim, *, every: int = 1) -> Tally:
     def prepare(number: int) -> Callable[[], None]:
         return lambda: watch_reads(strike_at(number, fail))
 
-    _every_step(victim, tally, prepare, every)
-    return tally
+    return _every_step(victim, prepare, every)
 
 
 def size_limits(victim: Victim, *, limits: tuple[int, ...] = ()) -> Tally:

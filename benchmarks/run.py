@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from benchmarks import performance, timing
-from benchmarks.families import make_family
+from benchmarks.families import family_recipe, make_family
 from hub_magmax.registry import METHODS as REGISTERED
 
 #: Methods that hold whole matrices and take as long as their decompositions: see `benchmarks.matrices`.
@@ -78,8 +78,7 @@ def merge(
 ) -> timing.Finished:
     """Merge by a command of its own into `folder / "merged"`, which is removed before."""
     recipe = {
-        "base_model": "./base",
-        "tasks": [{"name": f"t{n}", "model": f"./task-{n}"} for n in range(1, NUM_TASKS + 1)],
+        **family_recipe(NUM_TASKS),
         "method": dict(method),
         "preference": {"geometric": {"ratio": RATIO}},
         "output": {"path": "merged", "shard_size": shard_size},

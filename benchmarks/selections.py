@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from benchmarks import performance, timing
-from benchmarks.families import SIZES, make_family
+from benchmarks.families import SIZES, family_recipe, make_family
 from benchmarks.run import MERGE
 
 NUM_TASKS = 8
@@ -61,8 +61,7 @@ def _row(folder: Path, method: str, preference: str, repeat: int) -> dict[str, A
     seconds = {}
     for path, form in ((whole, "weights"), (selected, "selection")):
         recipe = {
-            "base_model": "./base",
-            "tasks": [{"name": f"t{n}", "model": f"./task-{n}"} for n in range(1, NUM_TASKS + 1)],
+            **family_recipe(NUM_TASKS),
             "method": dict(METHODS[method]),
             **PREFERENCES[preference],
             "output": {"path": path.name, "format": form, "shard_size": "500MB"},

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from benchmarks import performance, timing
-from benchmarks.families import make_family
+from benchmarks.families import family_recipe, make_family
 from benchmarks.run import MERGE, NUM_TASKS
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
@@ -64,8 +64,7 @@ def _run(folder: Path, method: Mapping[str, Any], count: int) -> timing.Finished
     """Run a recipe with so many sites, each with weights of its own."""
     ratios = [0.5 + number / count for number in range(count)]
     recipe = {
-        "base_model": "./base",
-        "tasks": [{"name": f"t{n}", "model": f"./task-{n}"} for n in range(1, NUM_TASKS + 1)],
+        **family_recipe(NUM_TASKS),
         "method": dict(method),
         "output": {"path": "sites", "shard_size": "500MB"},
         "sites": {
