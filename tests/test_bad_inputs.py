@@ -24,6 +24,7 @@ from hub_magmax.files import sha256_of
 from hub_magmax.merging.output.report import read_report
 from tests.families import make_tensors, write_checkpoint, write_recipe
 from tests.local_hub.hub import LocalHub
+from tests.test_checkpoints_index import entry
 from tests.test_cli import call
 
 EXPECTED = Path(__file__).parent / "bad_inputs"
@@ -101,10 +102,6 @@ def tensors(change: Callable[[dict[str, torch.Tensor]], object], **changes: Any)
         save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
 
     return checkpoint(on_disk, **changes)
-
-
-def entry(dtype: str = "F32", shape: tuple[int, ...] = (2,), offsets: tuple[int, int] = (0, 8)) -> Any:
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": list(offsets)}
 
 
 def replaced(found: dict[str, torch.Tensor], **others: torch.Tensor) -> None:

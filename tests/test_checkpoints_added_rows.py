@@ -15,9 +15,8 @@ from hub_magmax.merging.execution import merge
 from hub_magmax.merging.in_memory import InMemoryMerger
 from hub_magmax.pipeline import lock, plan
 from hub_magmax.planning.summary import notices
-from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.recipe.lockfile import read_lock
-from tests.families import recipe_values
+from tests.test_checkpoints_adapter_ties import recipe_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 LAYER = "model.layers.0.self_attn.q_proj"
@@ -55,11 +54,6 @@ def resized(model, num_rows, seed=1):
         + 0.1 * draw(num_rows, 32, seed=seed)
         for name, tensor in tensors.items()
     }
-
-
-def recipe_of(folder, *names, **changes):
-    tasks = [{"name": name, "model": f"./{name}"} for name in names]
-    return parse_recipe(recipe_values(tasks=tasks, method="average") | changes, folder=folder)
 
 
 def merged(folder, model, *names, **changes):

@@ -17,16 +17,13 @@ from hub_magmax.checkpoints.source import MemorySource, tensor_place
 from hub_magmax.checkpoints.storage.local import LocalSource
 from hub_magmax.recipe.renaming import LockedJoint, Renaming
 from tests.families import write_checkpoint
+from tests.test_checkpoints_renaming import rand
 
 JOINTS: Mapping[str, tuple[LockedJoint, dict[str, Tensor], dict[str, Tensor]]] = {}
 
 
 def case(name: str, joint: LockedJoint, whole: Mapping[str, Tensor], parts: Mapping[str, Tensor]) -> None:
     JOINTS[name] = (joint, dict(whole), dict(parts))  # type: ignore[index]
-
-
-def rand(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 GATES, UPS = ([rand(5, 3, seed=10 * k + e) for e in range(4)] for k in (1, 2))

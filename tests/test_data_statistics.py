@@ -33,6 +33,7 @@ from hub_magmax.recipe.loading import load_recipe, parse_recipe
 from hub_magmax.recipe.matching import changed_keys
 from tests import oracles_data as oracles
 from tests.families import accepted, read_merged, recipe_values, write_checkpoint, write_recipe
+from tests.test_matrix_methods import one_hot
 
 #: A model with layers, and what is none.
 SHAPES = {"embed.weight": (9, 6), "layer.weight": (8, 6), "layer.bias": (8,), "out.weight": (6, 8)}
@@ -72,10 +73,6 @@ def merged(name, vectors, statistics, weights=None, tensor="layer.weight", chunk
     (parts,) = chunks.map(list)
     found = [rule.op(torch.from_numpy(p.task_vectors()), rule.of_chunk(start, p)) for start, p in parts]
     return torch.cat(found).view(vectors.shape[1:])
-
-
-def one_hot(task: int, tasks: int) -> tuple[float, ...]:
-    return tuple(float(t == task) for t in range(tasks))
 
 
 WEIGHTS = [(1 / 3, 1 / 3, 1 / 3), (0.5, 0.3, 0.2), (0.6, 0.0, 0.4)]

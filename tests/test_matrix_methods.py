@@ -23,12 +23,9 @@ from hub_magmax.recipe.loading import load_recipe
 from hub_magmax.registry import METHODS as REGISTERED
 from tests import oracles_matrix as oracles
 from tests.families import accepted, read_merged, write_checkpoint, write_recipe
+from tests.test_methods import normal
 
 Oracle = Callable[[np.ndarray, tuple[float, ...]], np.ndarray]
-
-
-def normal(tasks: int, *shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(tasks, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 #: Task vectors of matrices.

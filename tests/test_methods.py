@@ -30,28 +30,28 @@ class WithBase:
     merge: geometry.Merge
 
 
-def _normal(tasks: int, *shape: int, seed: int = 0) -> Tensor:
+def normal(tasks: int, *shape: int, seed: int = 0) -> Tensor:
     return torch.randn(tasks, *shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _like_bf16(tasks: int, size: int) -> Tensor:
     """Return task vectors of bfloat16 checkpoints: about half zero, and many exactly equal."""
-    values = _normal(tasks, size, seed=1).bfloat16().float()
+    values = normal(tasks, size, seed=1).bfloat16().float()
     coarse = (values * 4).round() / 4
-    return torch.where(_normal(tasks, size, seed=2) < 0, 0.0, coarse)
+    return torch.where(normal(tasks, size, seed=2) < 0, 0.0, coarse)
 
 
 CASES: Mapping[str, Tensor] = {
-    "one task": _normal(1, 20),
-    "two tasks": _normal(2, 33),
-    "five tasks in a matrix": _normal(5, 6, 7),
+    "one task": normal(1, 20),
+    "two tasks": normal(2, 33),
+    "five tasks in a matrix": normal(5, 6, 7),
     "ties and zeros": _like_bf16(4, 200),
     "all zero": torch.zeros(3, 10),
-    "all equal": _normal(1, 12).repeat(4, 1),
-    "one element": _normal(3, 1),
-    "no dimensions": _normal(3),
-    "very different scales": _normal(3, 50) * torch.tensor([[1e-30], [1.0], [1e30]]),
-    "subnormal": _normal(3, 50) * 1e-42,
+    "all equal": normal(1, 12).repeat(4, 1),
+    "one element": normal(3, 1),
+    "no dimensions": normal(3),
+    "very different scales": normal(3, 50) * torch.tensor([[1e-30], [1.0], [1e30]]),
+    "subnormal": normal(3, 50) * 1e-42,
 }
 
 
@@ -553,7 +553,7 @@ def test_breadcrumbs_by_hand():
     ("density", "outliers", "count"), [(0.15, 0.006, 150), (0.07, 0.07, 70), (0.0001, 0, 1), (0.9, 0.29, 710)]
 )
 def test_breadcrumbs_keep_the_share_of_the_elements_that_was_written(density, outliers, count):
-    vectors = _normal(2, 1000)
+    vectors = normal(2, 1000)
     for task in range(2):
         weights = tuple(float(t == task) for t in range(2))
         found = merge_tensors(

@@ -1,4 +1,4 @@
-"""What was known before a merge: predictions from finished merges, and metrics of pairs of checkpoints."""
+"""Answers from before a merge: predictions from finished merges, and metrics of pairs of checkpoints."""
 
 from __future__ import annotations
 

@@ -225,10 +225,9 @@ def unfinished(shards: tuple[Shard, ...], sink: ShardSink, advance: Progress) ->
 
 def backend_of(plan: Plan) -> Backend:
     """Return the backend of the recipe's device, or the fastest on the CPU for this many elements."""
-    num_elements = sum(job.num_elements for job in plan.jobs if job.merged)
     if takes_torch(plan):
         import_module("torch")  # now, for its settings to hold in all threads
-    return choose_backend(num_elements, plan.recipe.output.device)
+    return choose_backend(plan.merged_elements, plan.recipe.output.device)
 
 
 class _Cancelled(BaseException):

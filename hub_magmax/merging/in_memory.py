@@ -139,8 +139,8 @@ class InMemoryMerger:
                 sources = as_checkpoints(recipe, lock, opened)
             self.sources = sources
             self.plan: Plan = make_plan(recipe, lock, sources)
-            num_elements = sum(job.num_elements for job in self.plan.jobs if job.merged)
-            self._backend = backend or choose_backend(_EXPECTED_MERGES * num_elements, recipe.output.device)
+            expected = _EXPECTED_MERGES * self.plan.merged_elements
+            self._backend = backend or choose_backend(expected, recipe.output.device)
             self._num_threads = min(num_threads(), MAX_THREADS)
             self._lengths = lock.lengths
             if recipe.norms is not None and lock.lengths is None:

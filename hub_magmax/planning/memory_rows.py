@@ -20,7 +20,7 @@ Memory = tuple[int, int]
 
 def merge_memory(plan: Plan) -> Memory:
     """Return about what a merge takes whose loops were compiled earlier."""
-    compiles = compiles_first(_num_elements(plan), plan.recipe.output.device)
+    compiles = compiles_first(plan.merged_elements, plan.recipe.output.device)
     own, resident = peak_memory_bytes(plan), peak_memory_bytes(plan, with_files=True)
     return own - compiles * COMPILING_BYTES, resident - compiles * (COMPILING_BYTES + COMPILING_FILES)
 
@@ -52,7 +52,7 @@ def run_memory(plan: Plan) -> Memory:
 
 def compiling_bytes(plan: Plan) -> int:
     """Return what a merge takes besides, at most, where loops are yet to be compiled; 0 if none can be."""
-    return COMPILING_BYTES * is_fused(_num_elements(plan), plan.recipe.output.device)
+    return COMPILING_BYTES * is_fused(plan.merged_elements, plan.recipe.output.device)
 
 
 def memory_rows(plan: Plan, needs: Needs | None) -> Iterator[tuple[str, str]]:
@@ -69,7 +69,3 @@ def memory_rows(plan: Plan, needs: Needs | None) -> Iterator[tuple[str, str]]:
 def _told(memory: Memory) -> str:
     own, resident = map(format_bytes, memory)
     return f"{own} per process, {resident} with files that the system maps"
-
-
-def _num_elements(plan: Plan) -> int:
-    return sum(job.num_elements for job in plan.jobs if job.merged)

@@ -308,6 +308,11 @@ class Plan(Brief):
         return tuple(job for job in self.jobs if job.merged and not isinstance(job, TiedJob))
 
     @property
+    def merged_elements(self) -> int:
+        """Elements of the output that are merged, of tied tensors each time."""
+        return sum(job.num_elements for job in self.jobs if job.merged)
+
+    @property
     def parameters(self) -> dict[str, int]:
         """Elements of the output by dtype, of tied tensors once."""
         found: Counter[str] = Counter()

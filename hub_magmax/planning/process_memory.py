@@ -24,7 +24,7 @@ BESIDE = 2.5
 def runtime_bytes(plan: Plan, *, with_files: bool = False) -> int:
     """Return what the process takes without tensors: fused merges do without torch."""
     has_torch = takes_torch(plan) or is_imported() or "WORLD_SIZE" in os.environ
-    compiles = compiles_first(_num_elements(plan), plan.recipe.output.device)
+    compiles = compiles_first(plan.merged_elements, plan.recipe.output.device)
     own = RUNTIME_BYTES + TORCH_BYTES * has_torch + COMPILING_BYTES * compiles
     files = RUNTIME_FILES + TORCH_FILES * has_torch + COMPILING_FILES * compiles
     return own + files * with_files
@@ -36,14 +36,10 @@ def beside_bytes(plan: Plan) -> int:
     return 0 if read_from.is_remote else int(BESIDE * plan.copied_bytes)
 
 
-def _num_elements(plan: Plan) -> int:
-    return sum(job.num_elements for job in plan.jobs if job.merged)
-
-
 def takes_torch(plan: Plan) -> bool:
     """Say whether torch computes or reads some of a merge."""
     method = methods.get_method(plan.lock.method["name"])
-    fused = is_fused(_num_elements(plan), plan.recipe.output.device)
+    fused = is_fused(plan.merged_elements, plan.recipe.output.device)
     is_own = not method.is_built_in or method.form in ("tensor", "matrix") or method.statistics is not None
     return plan.needs_torch or not fused or is_own or any(map(has_parts, plan.surveyed))
 

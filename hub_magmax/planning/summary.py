@@ -140,7 +140,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "tensors_left_out": list(plan.left_out),
         "tasks_not_read": list(plan.unread),
         "ranks": plan.ranks,
-        "elements_merged": sum(job.num_elements for job in merged),
+        "elements_merged": plan.merged_elements,
         "layers": described_layers(plan.lock),
         "copied": [_copied(job) for job in copied],
         "bytes_in": plan.bytes_in,
