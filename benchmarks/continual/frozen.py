@@ -82,7 +82,8 @@ def _reads_tokens_at_once(network: nn.Module) -> bool:
     """Say whether a network reads tokens, through one stack of blocks, by its `forward` alone."""
     if not isinstance(network, PreTrainedModel) or network.main_input_name != "input_ids":
         return False
-    return not network.config.is_encoder_decoder and not network.can_generate()
+    is_double = getattr(network.config, "is_encoder_decoder", False)
+    return not is_double and not network.can_generate()
 
 
 def _num_frozen(embeddings: Sequence[Tensor], blocks: nn.ModuleList, same: Set[int]) -> int:
