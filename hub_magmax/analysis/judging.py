@@ -29,6 +29,7 @@ from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, Score, Scores, rea
 from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
 from hub_magmax.evaluation.tail_shape import MIN_SCORES, TailComparison, compare_tails
 from hub_magmax.evaluation.tails import ExampleLoss, example_loss
+from hub_magmax.evaluation.tradeoff import Tradeoff
 from hub_magmax.recipe.lockfile import Lock
 from hub_magmax.recipe.result_files import ResultFiles
 from hub_magmax.recipe.schema import Recipe
@@ -105,15 +106,12 @@ class Judgement(Tabular):
         "yes" where each keeps `KEPT`, or, where scores are no shares, is not behind its own checkpoint by
         more than chance; "in part" otherwise. None where no task was scored with its own checkpoint beside.
         """
-        rows = [row for row in self.assessment.rows if row.preference] if self.assessment else []
-        if not self.assessment or not any(row.to_own is not None for row in rows):
+        found = self.assessment
+        rows = [row for row in found.rows if row.preference] if found else []
+        if not found or all(row.to_own is None for row in rows):
             return None
-        kept = {row.task: share for row in rows if (share := self.assessment.kept.get(row.task)) is not None}
-        below = any(_is_behind(row.to_base, row.base_difference) for row in rows)
-        if below or any(share < HALF for share in kept.values()):
-            return "no"
-        behind = (_is_behind(row.to_own, row.own_difference) for row in rows if row.task not in kept)
-        return "in part" if any(behind) or any(share < KEPT for share in kept.values()) else "yes"
+        each = {_verdict_of(row, found.kept.get(row.task)) for row in rows}
+        return next(one for one in _FROM_WORST if one in each)
 
     @cached_property
     def prediction(self) -> Prediction | None:
@@ -200,6 +198,17 @@ class Judgement(Tabular):
             "tail": self.tail.to_dict() if self.tail else None,
             "assessment": self.assessment.to_dict() if self.assessment else None,
         }
+
+
+_FROM_WORST: tuple[Verdict, ...] = ("no", "in part", "yes")
+
+
+def _verdict_of(row: Tradeoff, kept: float | None) -> Verdict:
+    """Return whether one task merged; `kept` is None where scores are no shares."""
+    if _is_behind(row.to_base, row.base_difference) or (kept is not None and kept < HALF):
+        return "no"
+    is_behind = _is_behind(row.to_own, row.own_difference) if kept is None else kept < KEPT
+    return "in part" if is_behind else "yes"
 
 
 def _is_behind(change: float | None, seen: Difference | None) -> bool:
