@@ -281,8 +281,7 @@ def _tail_row(loss: ExampleLoss, unit: Unit, levels: Sequence[float]) -> tuple[s
     tails = [loss.tail(level) for level in levels]
     sign = shown.difference_name
     told = (
-        "—" if t is None else f"{shown.value(t.value)}{sign} [{shown.value(t.low)}, {shown.value(t.high)}]"
-        for t in tails
+        "—" if t is None else f"{shown.value(t.value)}{sign} {_ends(t.low, t.high, shown)}" for t in tails
     )
     return (short(loss.task), *told)
 
@@ -294,6 +293,10 @@ def _unit_of_losses(loss: ExampleLoss, unit: Unit) -> Unit:
 def _change(seen: Difference, unit: Unit, name: str = "") -> str:
     """Return a difference with its interval, both with their signs, and the unit's name between."""
     return f"{unit.change(seen.mean)}{name} [{unit.change(seen.low)}, {unit.change(seen.high)}]"
+
+
+def _ends(low: float, high: float, unit: Unit) -> str:
+    return f"[{unit.value(low)}, {unit.value(high)}]"
 
 
 def _percent(share: Measured) -> str:
