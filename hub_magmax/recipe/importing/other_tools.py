@@ -52,8 +52,7 @@ def _documents(text: str, where: str) -> list[Marked]:
     if _SD_MECHA.match(text):
         hint = "It is a graph of expressions over single keys; docs/recipes.md says how a recipe is written."
         raise RecipeError("this is a recipe of sd-mecha, which is not imported", where=where, hint=hint)
-    documents = read_documents(text, where)
-    documents = [one for one in documents if not one.is_empty] or documents
+    documents = _with_values(read_documents(text, where))
     if not any(is_mergekit(one) or is_peft(one) for one in documents):
         is_recipe = any(one.at(("base_model",)) and one.at(("tasks",)) for one in documents)
         raise RecipeError(
@@ -63,6 +62,11 @@ def _documents(text: str, where: str) -> list[Marked]:
             "add_weighted_adapter (adapters:, weights: and combination_type:)",
         )
     return documents
+
+
+def _with_values(documents: list[Marked]) -> list[Marked]:
+    """Return the documents that hold anything: a line of `---` too many makes an empty one."""
+    return [one for one in documents if not one.is_empty] or documents
 
 
 def _without(top: Marked, key: str, where: str, notes: Notes) -> Marked:

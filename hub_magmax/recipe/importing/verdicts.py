@@ -111,14 +111,18 @@ class _Judge:
                 why = "the density is 1, and then mergekit drops nothing, outliers included"
                 self._notes.add(condition.at, "warning", why)
             else:
-                if name == "density" and _is_above_1(condition.value):
-                    self._notes.add(condition.at, "warning", _ABOVE_1)
-                verdict, why = self._of_value(name, condition.value)
-                self._notes.add(condition.at, verdict, why + _over_blocks(condition.value))
+                self._value(name, condition)
         if setting.at.is_mapping or (setting.at.is_list and any(c.filter_at for c in setting.conditions)):
             self._notes.add(
                 setting.at, self._worst(name, setting), "the first filter that a name holds counts"
             )
+
+    def _value(self, name: str, condition: Condition) -> None:
+        """Note a value that counts."""
+        if name == "density" and _is_above_1(condition.value):
+            self._notes.add(condition.at, "warning", _ABOVE_1)
+        verdict, why = self._of_value(name, condition.value)
+        self._notes.add(condition.at, verdict, why + _over_blocks(condition.value))
 
     def _worst(self, name: str, setting: Setting) -> Verdict:
         found = {
