@@ -407,6 +407,25 @@ parameters: {weight: 0.7}
         assert np.abs(found[name] - oracle.added(start, [end], [weight])).max() <= 1e-6, name
 
 
+def test_means_of_a_stack_by_weights_that_differ_in_sum_and_sign(deep, tmp_path):
+    folder, family = deep
+    text = """\
+merge_method: linear
+slices:
+- sources: [{model: ./base, layer_range: [0, 1], parameters: {weight: 1}},
+            {model: ./a, layer_range: [0, 1], parameters: {weight: -0.25}}]
+- sources: [{model: ./base, layer_range: [0, 2], parameters: {weight: [1, 0.5]}},
+            {model: ./a, layer_range: [0, 2], parameters: {weight: [0.25, 0.5]}}]
+"""
+    found, _ = merged(folder, text, tmp_path / "merged")
+    weights = {"layers.0.": (1, -0.25), "layers.1.": (1, 0.25), "layers.2.": (0.5, 0.5), "embed": (1, -0.25)}
+    for name, array in found.items():
+        own = of_block(name, max(0, int(name.split(".")[1]) - 1)) if "layers" in name else name
+        both = [family[model][own].double().numpy() for model in ("base", "a")]
+        wanted = next((w for start, w in weights.items() if name.startswith(start)), (1, 0.25))
+        assert np.abs(array - oracle.linear(both, wanted)).max() <= 1e-6, name
+
+
 def test_copies_are_multiplied_by_name_and_block(deep, tmp_path):
     folder, family = deep
     text = """\

@@ -51,7 +51,7 @@ class Counterpart:
     why: str = field(default="", compare=False)
     neutral: tuple[str, ...] = field(default=(), compare=False)
     counts_base: bool = False
-    numbers_at: Callable[[float], Mapping[str, Value]] | None = field(default=None, compare=False)
+    numbers_at: Callable[[float], Mapping[str, Value]] | None = None
 
 
 #: Makes the counterparts of all cases.

@@ -75,7 +75,7 @@ def _at_last(
     """Yield the last rule: what the recipe itself cannot say of the tensors that no other rule covers."""
     if not _is_plain(default):
         for entry in _by_block(Entry(("*",), None, default), region, cases[-1][0]):
-            if default.numbers_at is None or entry.found != default:
+            if default.numbers_at is None or entry.found != _outside(default):
                 yield entry
 
 
