@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
+from benchmarks import wordnet
 from benchmarks.continual import __main__ as main
 from benchmarks.continual import measuring
 from benchmarks.continual.frozen import FrozenStart
@@ -154,6 +155,13 @@ def test_checkpoints_that_are_there_are_not_learned_again(sources, tmp_path, mon
     for _ in range(2):
         packaged_family("definitions", nouns, encoder, Path("made"), 2, 0, report=said.append)
     assert len(said) == 3  # two tasks, and all together
+
+
+def test_definitions_are_learned_to_the_byte_as_benchmarks_wordnet_learns_them(sources, family, tmp_path):
+    wordnet.make_family(tmp_path, *sources, family.seed, 1)
+    for name, place in (("base", family.base_model), ("living", family.tasks["living"])):
+        own = tmp_path / name / "model.safetensors"
+        assert own.read_bytes() == (place / "model.safetensors").read_bytes()
 
 
 def test_domains_start_at_the_base_model_and_share_their_labels(sources, tmp_path):

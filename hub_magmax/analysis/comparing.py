@@ -18,7 +18,7 @@ from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Score, deviation, make_score, measured
 from hub_magmax.evaluation.scoring import counted
 from hub_magmax.evaluation.shared_examples import num_shared, read_digests
-from hub_magmax.evaluation.tables import Cell, Format, Measured, Shown, Table, Tabular
+from hub_magmax.evaluation.tables import Cell, Measured, Shown, Table, Tabular
 from hub_magmax.files import json_text, named_after, write_text
 from hub_magmax.recipe.arguments import opened
 from hub_magmax.recipe.loading import updated
@@ -98,10 +98,6 @@ class Comparison(Tabular):
         for method, found in zip(values["methods"], self.methods, strict=True):
             method["deviation"] = found.deviation
         return json_text(values)
-
-    def table(self, form: Format = "text") -> str:
-        """Return the methods, the best first, and why the winner is the winner."""
-        return self.as_table().write(form)
 
     def as_table(self) -> Table:
         """Return a row for each method at its best, and one for the base model."""

@@ -26,7 +26,7 @@ from hub_magmax.evaluation.assessment import Assessment, assess
 from hub_magmax.evaluation.blind_spots import BLIND_SPOTS_NAME, BlindSpots, read_blind_spots
 from hub_magmax.evaluation.intervals import Difference, wilson_interval
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, Score, Scores, read_scores
-from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
+from hub_magmax.evaluation.tables import Measured, Table, Tabular
 from hub_magmax.evaluation.tail_shape import MIN_SCORES, TailComparison, compare_tails
 from hub_magmax.evaluation.tails import ExampleLoss, example_loss
 from hub_magmax.evaluation.tradeoff import Tradeoff
@@ -151,10 +151,6 @@ class Judgement(Tabular):
         """
         counts = [one.num_won for one in self.broken if one.num_won is not None]
         return sum(counts) if counts else None
-
-    def table(self, form: Format = "text") -> str:
-        """Return a row for each task."""
-        return self.as_table().write(form)
 
     def as_table(self) -> Table:
         """Return a row for each task, the worst first."""

@@ -195,9 +195,9 @@ class Table:
 class Tabular(Brief, ABC):
     """Results that are a table: for pandas, printed, and as notebooks show them."""
 
-    @abstractmethod
     def table(self, form: Format = "text") -> str:
-        """Return what people read of it, in one of `FORMATS`."""
+        """Return what people read of it, in one of `FORMATS`; here all of `as_table`."""
+        return self.as_table().write(form)
 
     def __str__(self) -> str:
         return self.table()

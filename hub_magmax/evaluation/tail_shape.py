@@ -19,7 +19,7 @@ import numpy as np
 from hub_magmax.errors import ArgumentError, EvaluationError
 from hub_magmax.evaluation.generalized_pareto import fit_pareto
 from hub_magmax.evaluation.intervals import mean_interval
-from hub_magmax.evaluation.tables import Format, Measured, Table, Tabular
+from hub_magmax.evaluation.tables import Measured, Table, Tabular
 from hub_magmax.evaluation.tail_gates import (
     MIN_EXCEEDANCES,
     Bounds,
@@ -112,10 +112,6 @@ class TailComparison(Tabular):
             "verdict": self.verdict,
             **asdict(self),
         }
-
-    def table(self, form: Format = "text") -> str:
-        """Return both samples, the gates and the verdict."""
-        return self.as_table().write(form)
 
     def as_table(self) -> Table:
         """Return a row for each sample, with the gates and the verdict below."""

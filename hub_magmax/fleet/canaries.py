@@ -21,7 +21,7 @@ from hub_magmax.errors import EvaluationError, PublishError, SourceError
 from hub_magmax.evaluation.intervals import Difference, paired_difference
 from hub_magmax.evaluation.scores import MERGED, SCORES_NAME, Score, Scores, stored_scores
 from hub_magmax.evaluation.scoring import Prepared, prepare, score
-from hub_magmax.evaluation.tables import Format, Measured, Shown, Table, Tabular
+from hub_magmax.evaluation.tables import Measured, Shown, Table, Tabular
 from hub_magmax.fleet import MARGIN
 from hub_magmax.fleet.references import reference
 from hub_magmax.fleet.tags import LAST_GOOD, move_tag, tagged_commit
@@ -81,10 +81,6 @@ class Canary(Tabular):
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "regressed": list(self.regressed)}
-
-    def table(self, form: Format = "text") -> str:
-        """Return every task and the verdict."""
-        return self.as_table().write(form)
 
     def as_table(self) -> Table:
         """Return a row for each task."""

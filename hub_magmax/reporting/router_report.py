@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_magmax.evaluation.intervals import Difference
-from hub_magmax.evaluation.tables import Cell, Format, Measured, Table, Tabular
+from hub_magmax.evaluation.tables import Cell, Measured, Table, Tabular
 from hub_magmax.files import read_result
 from hub_magmax.text import number_of
 
@@ -188,10 +188,6 @@ class RouterReport(Tabular):
             f"The router gains {never} over the merged model alone{kept}, and {random} over escalating "
             f"as many at random, {where}."
         )
-
-    def table(self, form: Format = "text") -> str:
-        """Return the cost–quality curve; below it what else was measured, and the verdict."""
-        return self.as_table().write(form)
 
     def as_table(self) -> Table:
         """Return a row for each share of escalated examples."""
