@@ -286,21 +286,20 @@ def test_help_and_import_load_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("verb", ["validate", "lock", "plan"])
-def test_what_answers_from_headers_does_not_load_torch(family, verb):
-    recipe = write_recipe(family)
+def test_what_answers_from_headers_does_not_load_torch(family):
     code = (
-        f"import sys; sys.argv = ['hub-magmax', {verb!r}, {str(recipe)!r}]\n"
+        "import sys\n"
         "from hub_magmax.cli import main\n"
-        "main(standalone_mode=False)\n"
-        "assert 'torch' not in sys.modules"
+        "for verb in ('validate', 'lock', 'plan'):\n"
+        "    main([verb, sys.argv[1]], standalone_mode=False)\n"
+        "    assert 'torch' not in sys.modules, verb"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    command = [sys.executable, "-c", code, str(write_recipe(family))]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
+def test_merging_by_compiled_loops_does_not_load_torch(family):
+    methods = [
         {"name": "average"},
         {"name": "random_mix"},
         {"name": "single_task"},
@@ -309,20 +308,21 @@ def test_what_answers_from_headers_does_not_load_torch(family, verb):
         {"name": "breadcrumbs", "scope": "model"},
         {"name": "tunable_magmax"},
         {"name": "tunable_magmax", "selection": "top-n"},
-    ],
-    ids=str,
-)
-def test_merging_by_compiled_loops_does_not_load_torch(family, method):
-    recipe = write_recipe(family, method=method, preference={"weights": {"a": 0.5, "b": 0.3, "c": 0.2}})
+    ]
+    recipes = []
+    for number, method in enumerate(methods):
+        preference, output = {"weights": {"a": 0.5, "b": 0.3, "c": 0.2}}, {"path": f"merged-{number}"}
+        recipe = write_recipe(family, method=method, preference=preference, output=output)
+        recipes.append(recipe.rename(family / f"{number}-{'-'.join(method.values())}.yaml"))
     code = (
         "import sys, hub_magmax.kernels.dispatch as seam\n"
-        "seam.LOAD_ABOVE_ELEMENTS = seam.COMPILE_ABOVE_ELEMENTS = 0\n"
-        f"sys.argv = ['hub-magmax', 'merge', {str(recipe)!r}]\n"
         "from hub_magmax.cli import main\n"
-        "main(standalone_mode=False)\n"
-        "assert 'torch' not in sys.modules"
+        "seam.LOAD_ABOVE_ELEMENTS = seam.COMPILE_ABOVE_ELEMENTS = 0\n"
+        "for recipe in sys.argv[1:]:\n"
+        "    main(['merge', recipe], standalone_mode=False)\n"
+        "    assert 'torch' not in sys.modules, recipe"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-c", code, *recipes], check=True, stdout=subprocess.DEVNULL)
 
 
 def test_the_methods_of_recipes_are_found_without_torch():
