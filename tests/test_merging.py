@@ -129,7 +129,8 @@ def test_merge_is_base_plus_scaled_merged_task_vector(family, method):
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
 def test_chunk_size_does_not_change_a_byte(tmp_path, method, dtype):
-    write_family(tmp_path, "abc", dtype=dtype)
+    shapes = {"embed.weight": (20, 8), "layer.0.weight": (9, 8), "layer.0.bias": (9,), "scale": ()}
+    write_family(tmp_path, "abc", dtype=dtype, shapes=shapes)
     expected = merged(tmp_path, "whole", method=method).shards
     # Of single elements are hundreds of chunks.
     sizes = (1, 7, 64) if dtype == torch.float32 and method not in OF_MATRICES else (7,)

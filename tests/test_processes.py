@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load
 
+from hub_magmax.cli import main
 from hub_magmax.errors import DistributedError
 from hub_magmax.evaluation.scores import read_scores
 from hub_magmax.merging.execution import share
@@ -162,21 +164,8 @@ def test_processes_give_the_same_bytes_as_one(tmp_path, method, num_processes):
     recipe = write_recipe(tmp_path, method=method, preference={"geometric": {"ratio": 2}}, output=output)
     done = launch("run", str(recipe), num_processes=num_processes)
     assert done.returncode == 0, done.stderr
-    one = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "hub_magmax",
-            "merge",
-            str(recipe),
-            "--output",
-            str(tmp_path / "one"),
-            "--json",
-        ],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
+    words = ["merge", str(recipe), "--output", str(tmp_path / "one"), "--json"]
+    one = CliRunner().invoke(main, words, catch_exceptions=False)
     two = json.loads((tmp_path / "two" / "merge_report.json").read_text())
     assert len(two["shards"]) == 3
     assert two["shards"] == json.loads(one.stdout)["shards"]
