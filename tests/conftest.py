@@ -11,6 +11,8 @@ import pytest
 from filelock import FileLock
 from hypothesis import settings
 
+from tests import typechecks  # noqa: F401  (pyproject.toml names it, and what it checks is imported later)
+
 # How long an example takes says how busy the machine is.
 settings.register_profile("any speed", settings(deadline=None))
 settings.load_profile("any speed")
