@@ -17,13 +17,16 @@ ON_THE_HUB = ("hub-to-hub", "revisions")
 
 @pytest.fixture(scope="module")
 def runs(quickstart_folder, tmp_path_factory):
-    """A function that runs a recipe on the quickstart's checkpoints, once."""
+    """A function that runs a recipe on the quickstart's checkpoints, once; those are scored by the first."""
     recipes = lay_out(tmp_path_factory.mktemp("recipes"), quickstart_folder)
+    scores = tmp_path_factory.mktemp("scores")
     done = {}
 
     def run_once(name):
         if name not in done:
-            done[name] = run(load_recipe(recipes[name]))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("HUB_MAGMAX_SCORES", str(scores))
+                done[name] = run(load_recipe(recipes[name]))
         return done[name]
 
     return run_once
