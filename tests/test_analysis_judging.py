@@ -372,5 +372,8 @@ def test_the_documentation_shows_what_the_benchmark_stored():
 
     text = judgement.PAGE.read_text(encoding="utf-8")
     found = json.loads(judgement.RESULTS.read_text(encoding="utf-8"))
-    shown = text[text.index(judgement.START) + len(judgement.START) : text.index(judgement.END)]
-    assert shown.strip() == "\n".join(judgement.section(found)).strip()
+    parts = {"predicted": judgement.predicted(found["prediction"]), "measured": judgement.section(found)}
+    for name, lines in parts.items():
+        start, end = judgement.START.format(name), judgement.END.format(name)
+        shown = text[text.index(start) + len(start) : text.index(end)]
+        assert shown.strip() == "\n".join(lines).strip()
