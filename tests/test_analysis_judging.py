@@ -78,12 +78,10 @@ def test_counts_of_models_that_always_say_the_same_by_hand(made):
     assert found.lost == (30, 33) and found.num_won == 10
     assert found.kept == pytest.approx((10 / 30 + 1) / 2)
     assert sentence(found, locked) == (
-        "Did not merge. Below its base model on average (23.3 % against 26.7 %) and on 1 of 2 tasks, a "
-        "(33.3 % → 16.7 %). It lost 30 of the 33 right answers that the tasks' own checkpoints give (90.9 % "
-        "[76.4, 96.9]), most on a (100 %)."
+        "Did not merge: a keeps 33 % of its own checkpoint's score. It lost 30 of the 33 right answers that "
+        "the tasks' own checkpoints give (90.9 % [76.4, 96.9]), most on a (100 %)."
     )
-    assert found.verdict == "no"
-
+    assert found.verdict == "no" and [row.task for row in found.unmerged] == ["a"]
     # Its errors are of two sizes and heap up: nothing is said of the shape of their tail.
     assert found.tail is not None and found.tail.failed is not None
     assert found.tail.samples[0].num_examples == 60
@@ -115,10 +113,19 @@ def test_what_was_not_measured_is_named_with_the_command_that_would(made):
 def test_scores_of_base_own_checkpoint_and_merge_stand_in_one_table(made):
     found, locked = judged(made)
     merges = parts(found, locked)[0]
-    assert merges.head == ("task", "base model", "own checkpoint", "merged", "change from own", "kept of own")
+    assert merges.head == (
+        "task",
+        "base model",
+        "own checkpoint",
+        "merged",
+        "from base",
+        "from own",
+        "kept of own",
+    )
     a, b = merges.rows
-    assert (a[:4], a[5]) == (("a", "33.3", "50.0", "16.7"), "33 %")
-    assert a[4].startswith("−33.3 [−") and b == ("b", "20.0", "30.0", "30.0", "+0.0 [+0.0, +0.0]", "100 %")
+    assert (a[:4], a[6]) == (("a", "33.3", "50.0", "16.7"), "33 %")
+    assert a[4].startswith("−16.7 [−") and a[5].startswith("−33.3 [−")
+    assert b[:4] == ("b", "20.0", "30.0", "30.0") and b[5:] == ("+0.0 [+0.0, +0.0]", "100 %")
 
 
 @pytest.mark.parametrize(
@@ -139,8 +146,10 @@ def test_the_verdict_by_hand(tmp_path, made, base, own, merged, expected):
     steps = [command for _, command in parts(found, locked)[3].commands]
     verbs = ("compare", "sweep", "route") if expected != "yes" else ()
     assert steps == [f"hub-magmax {verb} recipe.yaml" for verb in verbs]
-    words = {"yes": "Merged well.", "in part": "Merged in part.", "no": "Did not merge."}
+    words = {"yes": "Merged well.", "in part": "Merged in part.", "no": "Did not merge: "}
     assert sentence(found, locked).startswith(words[expected])
+    if expected == "no" and sum(merged) >= sum(own) / 2:
+        assert "a falls below the base model (" in sentence(found, locked)
 
 
 def test_a_task_that_the_preference_leaves_out_decides_no_verdict(tmp_path, made):
@@ -234,14 +243,16 @@ def test_predictions_and_their_worth_are_told_whether_made_refused_or_known(tmp_
     beside = ResultFiles(tmp_path)
     recipe = load_recipe(made / "recipe.yaml")
     (first, *_, before), told = parts(judge(recipe, locked, beside), locked), "of its checkpoints' scores"
-    assert first.facts == (f"Predicted to keep 90 % by metrics and 90 % by tasks {told}.",)
+    assert first.facts == (f"Predicted to keep 90 % (by tasks) and 90 % (by metrics) {told}; it keeps 67 %.",)
     assert before.facts[0] == (
         "Predictions for 2 tasks, tested on 9 merges by leaving out each task in turn; r between predicted "
         "and measured, and mean error: by metrics 0.50 and 6 points; by tasks 0.50 and 6 points."
     )
     cases = {
         "Not predicted: too far.": predictions(locked, None, "too far"),
-        f"{told} (this merge itself is in the history).": predictions(locked, 0.9, measured=0.5),
+        f"{told}; it keeps 67 %. This merge itself is in the history.": predictions(
+            locked, 0.9, measured=0.5
+        ),
         "Not predicted: no merge by this method is in the history.": replace(
             predictions(locked, 0.9),
             predictions=(Prediction(("a", "b"), "other", None, Told(1.0), Told(1.0)),),
@@ -323,12 +334,12 @@ def test_the_verb_writes_a_page_that_the_card_links_as_long_as_it_is_of_its_scor
     assert call("diagnose", recipe, "--metrics", "--rank", "2", "--examples", "2")[0] == 0
     code, out, _ = call("card", recipe, "--judgement")
     assert code == 0 and out.startswith(
-        "Did not merge. Below its base model on average (23.3 % against 26.7 %)"
+        "Did not merge: a keeps 33 % of its own checkpoint's score. It lost 30"
     )
     assert "How bad is the worst? Worst task: a, " in out
     assert "Try every method and scaling on these examples: hub-magmax compare recipe.yaml" in out
     page = (made / "merged" / "judgement.html").read_text()
-    assert "distance of gradients" in page and "overlap of directions" in page
+    assert "published distance of gradients" in page and "overlap of directions" in page
     assert str(made) not in page and "a.parquet" in page
     card = (made / "merged" / "README.md").read_text()
     assert "[judgement.html](judgement.html)" in card

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hub_magmax.analysis.judgement_before import metric_rows, pairs_told, predicted, short, worth_told
-from hub_magmax.analysis.judging import Broken, Judgement, share_lost
+from hub_magmax.analysis.judging import HALF, Broken, Judgement, share_lost
 from hub_magmax.evaluation.blind_spots import GRAFT_ONLY, SAMPLED, UNREACHED, BlindSpots
 from hub_magmax.evaluation.intervals import Difference, wilson_interval
 from hub_magmax.evaluation.scores import Score
@@ -21,6 +21,9 @@ from hub_magmax.text import number_of
 
 #: Tasks that have a row; the worst ones of more.
 _MOST_ROWS = 8
+
+#: Tasks that are named as the reason of a verdict.
+_MOST_REASONS = 3
 
 #: First words of a judgement, by its verdict, and the answer to the first question.
 _VERDICTS = {
@@ -57,6 +60,8 @@ def sentence(found: Judgement, locked: Lock) -> str:
         return "Not scored: what this merge lost is not known."
     below, rest = result(found.scores, locked)
     verdict = _VERDICTS[found.verdict][0]
+    if found.unmerged:
+        verdict, below = f"{verdict.removesuffix('.')}: {_reasons(found)}.", ""
     if found.lost is None:
         return " ".join(filter(None, (verdict, below, rest, _nothing_to_lose(found))))
     lost, right = found.lost
@@ -68,6 +73,22 @@ def sentence(found: Judgement, locked: Lock) -> str:
     if lost and len(found.broken) > 1 and worst.flip_rate is not None:
         text += f", most on {short(worst.task)} ({100 * worst.flip_rate:.0f} %)"
     return " ".join(filter(None, (verdict, below, f"{text}.")))
+
+
+def _reasons(found: Judgement) -> str:
+    """Return why tasks did not merge; of many the first ones."""
+    assert found.scores and found.assessment
+    unit, told = unit_of(found.scores), list[str]()
+    for row in found.unmerged[:_MOST_REASONS]:
+        kept, named = found.assessment.kept.get(row.task, 1.0), short(row.task)
+        if kept < HALF:
+            told.append(f"{named} keeps {100 * kept:.0f} % of its own checkpoint's score")
+        elif row.base and row.merged:
+            change = f"{unit.value(row.base.value)}{unit.sign} → {unit.value(row.merged.value)}{unit.sign}"
+            told.append(f"{named} falls below the base model ({change})")
+    if rest := len(found.unmerged) - _MOST_REASONS:
+        told += [f"so it is with {number_of(rest, 'more task')}"] if rest > 0 else []
+    return "; ".join(told)
 
 
 def _nothing_to_lose(found: Judgement) -> str:
@@ -100,7 +121,7 @@ def _will_it_merge(found: Judgement, locked: Lock) -> Part:
     rows: list[tuple[str, ...]] = []
     if found.scores and found.assessment:
         unit = unit_of(found.scores)
-        head = ("task", "base model", "own checkpoint", "merged", "change from own", "kept of own")
+        head = ("task", "base model", "own checkpoint", "merged", "from base", "from own", "kept of own")
         compared = sorted(found.assessment.rows, key=lambda row: row.to_own or 0.0)
         rows = [_score_row(row, found.assessment.kept.get(row.task), unit) for row in compared]
     answer = f"{_VERDICTS[found.verdict][1]} {_kept(found, locked)}".strip()
@@ -115,13 +136,12 @@ def _score_row(row: Tradeoff, kept: float | None, unit: Unit) -> tuple[str, ...]
     def shown(score: Score | None) -> str:
         return "—" if score is None else unit.value(score.value)
 
-    seen, change = row.own_difference, "—"
-    if seen is not None:
-        change = _change(seen, unit)
-    elif row.to_own is not None:
-        change = unit.change(row.to_own)
+    changes = (
+        _change(seen, unit) if seen else "—" if change is None else unit.change(change)
+        for seen, change in ((row.base_difference, row.to_base), (row.own_difference, row.to_own))
+    )
     share = "—" if kept is None else f"{100 * kept:.0f} %"
-    return short(row.task), shown(row.base), shown(row.own), shown(row.merged), change, share
+    return short(row.task), shown(row.base), shown(row.own), shown(row.merged), *changes, share
 
 
 def _what_next(found: Judgement) -> Part:

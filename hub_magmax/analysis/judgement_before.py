@@ -32,7 +32,9 @@ class PublishedWeight(NamedTuple):
 
 #: Of the gradients, the task vectors and the subspaces the metric with the largest weight.
 PUBLISHED_WEIGHTS = (
-    PublishedWeight("encoder_gradient_l2_distance_as_published", "distance of gradients", -0.021, 5),
+    PublishedWeight(
+        "encoder_gradient_l2_distance_as_published", "published distance of gradients", -0.021, 5
+    ),
     PublishedWeight("task_vector_l2_distance", "distance of task vectors", -0.008, 2),
     PublishedWeight("right_subspace_overlap_top_k", "overlap of directions", 0.007, 3),
 )
@@ -45,15 +47,16 @@ def predicted(found: Judgement) -> str:
     if (made := found.prediction) is None:
         reasons = dict.fromkeys(_refusals(found.predictions.predictions[-1:]))
         return f"Not predicted: {next(iter(reasons), 'no merge by this method is in the history')}."
-    told = [
-        f"{100 * one.kept:.0f} % {how}"
-        for how, one in (("by metrics", made.by_metrics), ("by tasks", made.by_tasks))
-        if one.kept is not None
-    ]
+    by = {"by tasks": made.by_tasks, "by metrics": made.by_metrics}
+    told = [f"{100 * one.kept:.0f} % ({how})" for how, one in by.items() if one.kept is not None]
     if not told:
         return f"Not predicted: {'; '.join(dict.fromkeys(_refusals([made])))}."
-    known = " (this merge itself is in the history)" if made.measured is not None else ""
-    return f"Predicted to keep {listed(told)} of its checkpoints' scores{known}."
+    refused = [
+        f" {how[:1].upper()}{how[1:]}, refused: {one.refusal}." for how, one in by.items() if one.refusal
+    ]
+    known = " This merge itself is in the history." if made.measured is not None else ""
+    kept = f"; it keeps {100 * found.kept:.0f} %" if found.kept is not None else ""
+    return f"Predicted to keep {listed(told)} of its checkpoints' scores{kept}.{''.join(refused)}{known}"
 
 
 def _refusals(predictions: Sequence[Prediction]) -> Iterator[str]:

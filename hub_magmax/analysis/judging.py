@@ -114,6 +114,16 @@ class Judgement(Tabular):
         return next(one for one in _FROM_WORST if one in each)
 
     @cached_property
+    def unmerged(self) -> tuple[Tradeoff, ...]:
+        """Tasks for which `verdict` is "no", the one that keeps the least first."""
+        found = self.assessment
+        if not found or self.verdict != "no":
+            return ()
+        rows = [row for row in found.rows if row.preference]
+        failed = [row for row in rows if _verdict_of(row, found.kept.get(row.task)) == "no"]
+        return tuple(sorted(failed, key=lambda row: found.kept.get(row.task, 1.0)))
+
+    @cached_property
     def prediction(self) -> Prediction | None:
         """Of all tasks by this method; None where there is none, whatever the reason."""
         return next((found for found in self._own_predictions if len(found.tasks) == len(self.tasks)), None)
@@ -185,6 +195,7 @@ class Judgement(Tabular):
         lost = self.lost
         return {
             "verdict": self.verdict,
+            "unmerged": [row.task for row in self.unmerged],
             "kept": self.kept,
             "prediction": asdict(self.prediction) if self.prediction else None,
             "predictions": told,
