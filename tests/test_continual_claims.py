@@ -311,9 +311,7 @@ def test_the_best_of_some_rivals_does_not_test_the_claim(missing):
     rival = f"`ties`, labels, λ tuned, best of {row['num_rivals']} measured"
     assert line.endswith(f"| +20.0 [19.8, 20.2] to {rival} |  |  |")
     told = answers({("definitions", "2"): (results, own)}).splitlines()[-1]
-    assert (
-        "to `ties` +20.0 [19.8, 20.2], p " in told and f"(the best of {row['num_rivals']}, not all)" in told
-    )
+    assert f"to `ties` +20.0 [19.8, 20.2] (the best of {row['num_rivals']}, not all)" in told
 
 
 def test_rivals_without_scores_by_task_are_not_measured_for_the_worst_task():
@@ -328,7 +326,7 @@ def test_every_question_is_answered_here_or_on_a_page_that_is_there():
     results = _families(2)
     own = {name: by_number["2"] for name, by_number in make_tables(results).items()}
     told = answers({("digits", "2"): (results, own)}).split("**")
-    for question, text in zip(QUESTIONS, told[2::2], strict=True):
+    for question, text in zip(QUESTIONS, told[4::4], strict=True):
         assert (question.answers is None) == bool(question.elsewhere), question.text
         if question.elsewhere:
             place, _, anchor = re.search(r"\]\(([^)]+)\)", text)[1].partition("#")
@@ -336,7 +334,7 @@ def test_every_question_is_answered_here_or_on_a_page_that_is_there():
             assert anchor in [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads]
             assert re.search(r"\d.* by `python -m benchmarks\.", text), question.text
         else:
-            assert "\n- digits, T = 2: " in text
+            assert "\n- digits, T = 2 (explored): " in text or "\n- not measured" in text
     assert not re.search("language_models|quantisation", answers({}, is_own=True))
 
 
@@ -357,18 +355,26 @@ def test_answers_of_other_benchmarks_have_the_numbers_of_their_pages():
     assert f"| {float(first):+.1f} [" in table
 
 
-def test_intervals_above_and_below_zero_are_counted():
-    right = {(OURS, "labels"): 6, (AVERAGE, "labels"): 5, ("ties", "labels"): 7}
+def test_the_lead_over_blind_methods_is_over_the_best_of_three_groups():
+    right = {(OURS, "labels"): 6, (AVERAGE, "uniform"): 5, ("wudi", "uniform"): 7, (REGMEAN, "uniform"): 8}
     results = [_family(seed, right) for seed in range(2)]
-    told = answers({("digits", "2"): (results, {"claims": [], "regrets": {}, "sample_losses": []})})
-    assert "Its lead over each. Of 2 intervals 1 are above zero, 1 below." in told
+    tables = {"claims": [], "regrets": {}, "sample_losses": []}
+    told = answers({("digits", "2"): (results, tables)})
+    assert (
+        "- digits, T = 2 (explored): `average` +10.0 [10.0, 10.0] (the best of the 5 of the claims); "
+        "`wudi` -10.0 [-10.0, -10.0] (the best without training examples); "
+        "`regmean` -20.0 [-20.0, -20.0] (the best with them)\n"
+    ) in told
+    assert "- definitions, T = 2: `average` +10.0" in answers({("definitions", "2"): (results, tables)})
+    own = answers({("mine", "2"): (results, tables)}, is_own=True)
+    assert "explored" not in own and QUESTIONS[0].short not in own
 
 
 def test_the_best_of_recent_methods_says_of_how_many():
     right = {(OURS, "labels"): 6, ("wudi", "labels"): 5, ("tsv", "labels"): 4, ("ties", "labels"): 4}
     results = [_family(seed, right) for seed in range(2)]
     line = answers({("digits", "2"): (results, {"claims": [], "regrets": {}, "sample_losses": []})})
-    assert "`wudi` +10.0 [10.0, 10.0], p unknown (the best of 2 published since 2024)" in line
+    assert "`wudi` +10.0 [10.0, 10.0] (the best of 2 published since 2024)" in line
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_another_training_is_refused_where_one_is_there(trained, tmp_path):
 def test_a_damaged_record_is_told(trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "here")
     (folder / "a" / "finetune_report.json").write_text('{"format": 1, "task": "a", "scores": [1]}')
-    with pytest.raises(OutputError, match=r"a/finetune_report.json.*cannot be read"):
+    with pytest.raises(OutputError, match=r"a/finetune_report.json.*not the record of a training"):
         finetune(folder)
 
 

@@ -77,7 +77,7 @@ def of_diagnosis() -> str:
         _ends(values, 1) for values in zip(*(own["method"] for own in found), strict=True)
     )
     return (
-        f"No single one. Over {len(found)} families, r between predicted and measured for a task left out: "
+        f"Over {len(found)} families, r between predicted and measured for a task left out: "
         f"by effects of the tasks {by_tasks}, by metrics of the checkpoints {by_metrics}. A method chosen by "
         f"metrics loses {metrics} points to the best of six, the one that is best on other pairs {others}. "
         "See [mergeability.md](mergeability.md#a-history-of-our-own), by `python -m benchmarks.pair_history`."

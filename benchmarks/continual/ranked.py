@@ -118,7 +118,7 @@ def ranked_table(rows: Sequence[Mapping[str, Any]], kind: str, *, best_only: boo
     Args:
         rows: Of the main table.
         kind: The preference beside `uniform`.
-        best_only: Leave out of each family all but its best method.
+        best_only: Leave out of each family all but its best method, and what is best in a column.
     """
     found = _by_method(rows, kind)
     columns = [(measure, own) for measure in ("mean", "worst") for own in ("uniform", kind)]
@@ -128,8 +128,8 @@ def ranked_table(rows: Sequence[Mapping[str, Any]], kind: str, *, best_only: boo
     body = [["", "", row["method"], *_reference_cells(row, columns)] for row in rows if not row["preference"]]
     seen: set[str] = set()
     for family, rank, method in ranks(rows, kind):
-        if not (best_only and family in seen):
-            cells = [_cell(found[method], *column, tops[column]) for column in columns]
+        cells = [_cell(found[method], *column, tops[column]) for column in columns]
+        if not best_only or family not in seen or any(cell.startswith("**") for cell in cells):
             body.append([str(rank), family, method, *cells])
         seen.add(family)
     heads = [("worst task: " if measure == "worst" else "") + own for measure, own in columns]
