@@ -217,9 +217,12 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def with_earlier(result: dict[str, Any], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what a call measured, with the rows of other methods that an earlier one stored for the size."""
+    """Return what a call measured, with the rows of other methods that an earlier one stored for the size.
+
+    Rows of another version of mergekit or torch, or of another machine, are left out.
+    """
     measured = {row["method"]: row for row in result["rows"]}
-    if earlier is None:
+    if earlier is None or any(earlier[key] != result[key] for key in ("peer", "machine")):
         return result
     kept = {row["method"]: {"earlier": earlier["command"]} | row for row in earlier["rows"]}
     rows = kept | measured

@@ -71,9 +71,14 @@ def read_result(path: Path, kind: type[Value], name: str, again: str, apart: Seq
     """
     refused = OutputError(f"this is not {name} of this version", where=from_here(path), hint=again)
     try:
-        return read_json(path.read_bytes(), kind, refused, apart)[0]
+        text = path.read_bytes()
     except OSError as error:
-        raise refused from error
+        raise OutputError(
+            f"cannot be read ({error.strerror or type(error).__name__})",
+            where=from_here(path),
+            hint="Check the path and its permissions.",
+        ) from error
+    return read_json(text, kind, refused, apart)[0]
 
 
 def json_text(values: Any) -> str:

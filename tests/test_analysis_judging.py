@@ -161,6 +161,18 @@ def test_a_task_that_the_preference_leaves_out_decides_no_verdict(tmp_path, made
     assert only_a.verdict == "yes"
 
 
+def test_a_task_without_a_score_of_its_own_checkpoint_leaves_the_verdict_open(tmp_path, made):
+    good, bad = [1] * 40, [0] * 40
+    answers = {("own", "a"): good, ("merged", "a"): good, ("merged", "b"): good}
+    found, locked = with_answers(made, tmp_path, answers)
+    assert found.verdict is None
+    assert "hub-magmax evaluate recipe.yaml" in [command for _, command in parts(found, locked)[3].commands]
+    found, _ = with_answers(made, tmp_path, answers | {("merged", "a"): bad})
+    assert found.verdict == "no" and [row.task for row in found.unmerged] == ["a"]
+    found, _ = with_answers(made, tmp_path, answers | {("base_model", "b"): good, ("merged", "b"): bad})
+    assert found.verdict == "no" and [row.task for row in found.unmerged] == ["b"]
+
+
 def test_a_checkpoint_below_the_base_model_on_its_own_task_is_to_be_looked_at(tmp_path, made):
     answers = {("base_model", t): [1, 1, 1, 1] for t in "ab"} | {("own", t): [1, 1, 0, 0] for t in "ab"}
     found, locked = with_answers(made, tmp_path, answers | {("merged", t): [1, 1, 1, 1] for t in "ab"})

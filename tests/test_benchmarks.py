@@ -171,6 +171,7 @@ def test_rows_of_methods_that_a_call_leaves_out_are_kept_and_marked():
     assert "| average / linear * |" in page and "earlier calls (`first`)" in page
     assert peers.with_earlier(before, now)["rows"] == before["rows"][::-1]
     assert peers.with_earlier(now, None) == now
+    assert peers.with_earlier(now | {"machine": "4 cores"}, before)["rows"] == now["rows"]
     again = peers.with_earlier(facts | {"command": "third", "rows": []}, found)
     assert [row["earlier"] for row in again["rows"]] == ["first", "second"]
 

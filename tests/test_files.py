@@ -1,9 +1,11 @@
-"""Files that could not be written are told before the work whose results they get."""
+"""Files that could not be written are told before the work whose results they get; and stored results."""
+
+import re
 
 import pytest
 
 from hub_magmax.errors import OutputError
-from hub_magmax.files import check_files, check_folder, write_bytes
+from hub_magmax.files import check_files, check_folder, read_result, write_bytes
 
 
 @pytest.fixture
@@ -43,3 +45,13 @@ def test_a_folder_without_permission_is_told_with_what_to_do(tmp_path):
     assert found.value.hint == "Say where to write it." and found.value.where == str(tmp_path)
     with pytest.raises(OutputError, match="Check the path and its permissions"):
         check_folder(tmp_path)
+
+
+def test_a_result_that_cannot_be_read_is_not_called_one_of_another_version(tmp_path):
+    told = "cannot be read (Is a directory)"
+    with pytest.raises(OutputError, match=re.escape(told)) as caught:
+        read_result(tmp_path, dict, "a diagnosis", "Delete it.")
+    assert "Delete it." not in str(caught.value)
+    (tmp_path / "here.json").write_text("[")
+    with pytest.raises(OutputError, match=r"not a diagnosis of this version.*Delete it\."):
+        read_result(tmp_path / "here.json", dict, "a diagnosis", "Delete it.")

@@ -1,4 +1,4 @@
-"""The tables of docs/experiments.md: claims with their tests, and methods ranked within their families."""
+"""The tables of docs/experiments.md: claims with their tests, and methods by rank."""
 
 from __future__ import annotations
 

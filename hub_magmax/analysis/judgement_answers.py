@@ -122,8 +122,10 @@ def _will_it_merge(found: Judgement, locked: Lock) -> Part:
     if found.scores and found.assessment:
         unit = unit_of(found.scores)
         head = ("task", "base model", "own checkpoint", "merged", "from base", "from own", "kept of own")
-        compared = sorted(found.assessment.rows, key=lambda row: row.to_own or 0.0)
+        compared = sorted(found.assessment.rows, key=lambda row: (row.to_own is None, row.to_own or 0.0))
         rows = [_score_row(row, found.assessment.kept.get(row.task), unit) for row in compared]
+        if (rest := len(rows) - _MOST_ROWS) > 0:
+            facts.append(f"{number_of(rest, 'other task')} lost less, or less is known; scores.json has all.")
     answer = f"{_VERDICTS[found.verdict][1]} {_kept(found, locked)}".strip()
     return Part("Will it merge?", answer, tuple(facts), head, tuple(rows[:_MOST_ROWS]), tuple(commands))
 

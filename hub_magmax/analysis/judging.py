@@ -1,4 +1,4 @@
-"""Judgement of a finished merge: was it predicted, what broke, and how bad is the worst.
+"""Judgement of a finished merge: did it merge, what broke, and how bad is the worst.
 
 Nothing is measured anew: scores of every example, metrics of pairs, predictions and blind spots are those
 that other calls stored beside the recipe or its merged model.
@@ -104,23 +104,25 @@ class Judgement(Tabular):
         "no" where one of them keeps less than `HALF` of its own checkpoint's score, or is below the base
         model by more than chance (the 95 % interval over examples; without single outcomes by the score);
         "yes" where each keeps `KEPT`, or, where scores are no shares, is not behind its own checkpoint by
-        more than chance; "in part" otherwise. None where no task was scored with its own checkpoint beside.
+        more than chance; "in part" otherwise. None where a task without a loss lacks the score of its own
+        checkpoint, and no other one says "no" or "in part".
         """
+        each = set(self._verdicts.values()) or {None}
+        return next(one for one in _FROM_WORST if one in each)
+
+    @cached_property
+    def _verdicts(self) -> dict[str, Verdict | None]:
+        """Verdict of each task that the preference asks for."""
         found = self.assessment
         rows = [row for row in found.rows if row.preference] if found else []
-        if not found or all(row.to_own is None for row in rows):
-            return None
-        each = {_verdict_of(row, found.kept.get(row.task)) for row in rows}
-        return next(one for one in _FROM_WORST if one in each)
+        return {row.task: _verdict_of(row, found.kept.get(row.task)) for row in rows} if found else {}
 
     @cached_property
     def unmerged(self) -> tuple[Tradeoff, ...]:
         """Tasks for which `verdict` is "no", the one that keeps the least first."""
-        found = self.assessment
-        if not found or self.verdict != "no":
+        if not (found := self.assessment):
             return ()
-        rows = [row for row in found.rows if row.preference]
-        failed = [row for row in rows if _verdict_of(row, found.kept.get(row.task)) == "no"]
+        failed = [row for row in found.rows if self._verdicts.get(row.task) == "no"]
         return tuple(sorted(failed, key=lambda row: found.kept.get(row.task, 1.0)))
 
     @cached_property
@@ -207,13 +209,16 @@ class Judgement(Tabular):
         }
 
 
-_FROM_WORST: tuple[Verdict, ...] = ("no", "in part", "yes")
+#: Verdicts on tasks, the one first that decides for all; None is not known.
+_FROM_WORST: tuple[Verdict | None, ...] = ("no", "in part", None, "yes")
 
 
-def _verdict_of(row: Tradeoff, kept: float | None) -> Verdict:
+def _verdict_of(row: Tradeoff, kept: float | None) -> Verdict | None:
     """Return whether one task merged; `kept` is None where scores are no shares."""
     if _is_behind(row.to_base, row.base_difference) or (kept is not None and kept < HALF):
         return "no"
+    if row.to_own is None:
+        return None
     is_behind = _is_behind(row.to_own, row.own_difference) if kept is None else kept < KEPT
     return "in part" if is_behind else "yes"
 

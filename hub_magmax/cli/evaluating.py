@@ -152,7 +152,7 @@ def _shown(recipe: Recipe, locked: Lock, count: int) -> Answer:
 @verb
 @recipe_options
 @click.option(
-    "--judgement", is_flag=True, help="Write judgement.html too: was it predicted, what broke, how badly?"
+    "--judgement", is_flag=True, help="Write judgement.html too: did it merge, what broke, how badly?"
 )
 def card(asked: RecipeOptions, judgement: bool) -> Answer:
     """Write the card of RECIPE's merged model anew.
