@@ -18,17 +18,18 @@ from benchmarks.page_tables import table
 TOLERATED = 0.005
 
 
-def details(data: str, tables: Mapping[str, Any], screening: Path) -> str:
+def details(data: str, tables: Mapping[str, Any], screening: Path, *, is_own: bool = False) -> str:
     """Return all tables of one data set.
 
     Args:
         data: Its name.
         tables: From stored results.
         screening: File of what was tried on the way to a method, where there is one.
+        is_own: Leave out the claims, which are about the data of this repository.
     """
     parts = [
         _main(tables["main_table"], tables["preference_of"]),
-        *_claims(data, tables["claims"]),
+        *(() if is_own else _claims(data, tables["claims"])),
         _tests(tables, next(iter(tables["preference_of"].values()))),
         _screening(screening),
         _regrets(tables["regrets"]),

@@ -74,6 +74,14 @@ are corrected together, those that were not measured included. Intervals are tho
 
 """
 
+OWN_QUESTIONS = """
+## Questions
+
+Points with 95 % intervals over seeds, each of one comparison alone, λ tuned and the preference from labels
+unless said otherwise.
+
+"""
+
 QUESTIONS = """
 ## Questions
 

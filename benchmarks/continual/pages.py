@@ -16,6 +16,7 @@ from benchmarks.continual.page_texts import (
     COLUMNS,
     HEAD,
     OWN_HEAD,
+    OWN_QUESTIONS,
     PROTOCOL,
     QUESTIONS,
     QUICK,
@@ -83,7 +84,7 @@ def render(results: Path = RESULTS, page: Path = PAGE) -> str:
         write_text(results / data / "tables.json", _tables_text(tables[data]))
         rest = page.with_name(f"{page.stem}_{data}{page.suffix}")
         screening = results / f"{data}-screening.json"
-        write_text(rest, _rest(data, page, families, details(data, tables[data], screening)))
+        write_text(rest, _rest(data, page, families, details(data, tables[data], screening, is_own=is_own)))
         text += _section(data, families, tables[data], rest.name)
         by_number = {number: _of_number(families, number) for number in tables[data]["main_table"]}
         pictures = draw(by_number, page.parent / PICTURES, rest.stem)
@@ -99,7 +100,7 @@ def _front(found: Mapping[str, Results], tables: Mapping[str, Mapping[str, Any]]
         for data, own in tables.items()
         for number in own["main_table"]
     }
-    questions = QUESTIONS + answers(parts, is_own=is_own) + RANKED
+    questions = (OWN_QUESTIONS if is_own else QUESTIONS) + answers(parts, is_own=is_own) + RANKED
     if is_own:
         return questions
     claims = claims_table({part: own for part, (_, own) in parts.items()})
