@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from hub_magmax.analysis import comparing, diagnosing, sweeping
 from hub_magmax.analysis.merge_history import MergeHistory, read_history
@@ -22,6 +23,7 @@ from hub_magmax.checkpoints.source_cache import SourceCache
 from hub_magmax.errors import ArgumentError, HubMagmaxError, RecipeError
 from hub_magmax.evaluation.journal import Journal
 from hub_magmax.evaluation.scores import Scores
+from hub_magmax.fleet.merge_records import copy_records
 from hub_magmax.merging.output.folder import advise_site, refuse_taken
 from hub_magmax.pipeline import Run, carry_out, destination_of, lock, plan
 from hub_magmax.planning.findings.finding import refuse_faults
@@ -33,6 +35,7 @@ from hub_magmax.publishing.scored_push import is_streamed
 from hub_magmax.recipe.arguments import checked, opened
 from hub_magmax.recipe.loading import RecipeLike, as_recipe, site_recipes
 from hub_magmax.recipe.lockfile import Lock, LockLike, ResolvedPreference, as_lock
+from hub_magmax.recipe.model_names import is_folder
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.reporting.diagnosis import Diagnosis
 from hub_magmax.reporting.figures.writing import Picture
@@ -109,7 +112,7 @@ def _check_counts(**counts: int) -> None:
 @checked
 def predict_merge(
     recipe: RecipeLike,
-    history: Path,
+    history: Path | str,
     locked: LockLike | None = None,
     *,
     rank: int = RANK,
@@ -121,7 +124,8 @@ def predict_merge(
 
     Args:
         recipe: Names the tasks; every pair of them is predicted, and all.
-        history: Folder with finished merges in it or below it: scored, with equal weights.
+        history: Folder with finished merges in it or below it, scored and with equal weights; or what else
+            `fleet` takes, such as a user or an organisation on the Hub.
         locked: Lock of the recipe; made now where it is not given.
         rank: Directions of each matrix that metrics of pairs compare; 0 for none.
         examples: Of each task, on which metrics run models; 0 for none.
@@ -130,13 +134,23 @@ def predict_merge(
 
     Raises:
         OutputError: If the history holds no finished merge.
+        SourceError: If the Hub does not answer, or has no such model.
         MismatchError: If the checkpoints do not fit each other.
         ArgumentError: If `rank` or `examples` is negative.
     """
     _check_counts(rank=rank, examples=examples)
-    recipe, known = as_recipe(recipe), read_history(history)
+    recipe, known = as_recipe(recipe), find_history(history, report=report)
     locked = as_lock(locked) or lock(recipe, report=report, progress=progress)
     return predicted(recipe, known, locked, rank=rank, examples=examples, report=report, progress=progress)
+
+
+def find_history(history: Path | str, *, report: Report = lambda line: None) -> MergeHistory:
+    """Return the finished merges of a folder, or of a fleet; see `predict_merge`."""
+    if is_folder(Path(history)):
+        return read_history(Path(history))
+    with TemporaryDirectory(prefix="hub_magmax_") as place:
+        copy_records(str(history), Path(place), report)
+        return read_history(Path(place))
 
 
 def predicted(

@@ -1,0 +1,43 @@
+"""Records of finished merges, copied into a folder from wherever the models of a fleet are."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from hub_magmax.checkpoints.opening import open_model
+from hub_magmax.checkpoints.pinning import read_small_file
+from hub_magmax.evaluation.scores import FILES
+from hub_magmax.fleet.members import find_members
+from hub_magmax.merging.output.report import REPORT_NAME
+from hub_magmax.recipe.lockfile import LOCK_NAME
+from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME
+from hub_magmax.text import Report
+
+#: Files that tell what was merged, how well it does, and what its checkpoints are like.
+RECORDS = (REPORT_NAME, LOCK_NAME, *FILES, DIAGNOSIS_NAME)
+
+
+def copy_records(target: str, folder: Path, report: Report = lambda line: None) -> None:
+    """Copy the records of every model of a fleet, each into a folder of its own; no weights are read.
+
+    Args:
+        target: What `find_members` takes, such as a user or an organisation on the Hub.
+        folder: Is there, and empty.
+        report: Called with a line of text for each model.
+
+    Raises:
+        SourceError: If the Hub does not answer, or there is no model.
+        HubMagmaxError: If a model cannot be opened.
+    """
+    members = find_members(target)
+    for number, member in enumerate(members, 1):
+        if member.problem is not None:
+            raise member.problem
+        report(f"reading the records of {member.name} ({number} of {len(members)})")
+        place = folder / f"{number:05}"
+        place.mkdir()
+        with closing(open_model(member.key, member.revision)) as source:
+            for name in RECORDS:
+                if name in source.sizes:
+                    (place / name).write_bytes(read_small_file(source, name))
