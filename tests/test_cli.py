@@ -306,6 +306,10 @@ def test_merging_by_compiled_loops_does_not_load_torch(family):
         {"name": "magmax"},
         {"name": "dare_ties"},
         {"name": "breadcrumbs", "scope": "model"},
+        {"name": "ties", "rescale": "norm"},
+        {"name": "ties", "rescale": "norm", "consensus": "sum"},
+        {"name": "ties", "rescale": "norm", "scope": "model"},
+        {"name": "breadcrumbs", "rescale": "norm"},
         {"name": "tunable_magmax"},
         {"name": "tunable_magmax", "selection": "top-n"},
     ]
@@ -317,8 +321,12 @@ def test_merging_by_compiled_loops_does_not_load_torch(family):
     code = (
         "import sys, hub_magmax.kernels.dispatch as seam\n"
         "from hub_magmax.cli import main\n"
+        "from hub_magmax.pipeline import plan\n"
+        "from hub_magmax.planning.process_memory import takes_torch\n"
+        "from hub_magmax.recipe.loading import load_recipe\n"
         "seam.LOAD_ABOVE_ELEMENTS = seam.COMPILE_ABOVE_ELEMENTS = 0\n"
         "for recipe in sys.argv[1:]:\n"
+        "    assert not takes_torch(plan(load_recipe(recipe))), recipe\n"
         "    main(['merge', recipe], standalone_mode=False)\n"
         "    assert 'torch' not in sys.modules, recipe"
     )

@@ -36,6 +36,7 @@ METHODS = [
     "average",
     "task_arithmetic",
     {"name": "ties", "density": 0.4},
+    {"name": "ties", "density": 0.4, "rescale": "norm"},
     "dare",
     {"name": "dare_ties", "density": 0.4},
     {"name": "breadcrumbs", "density": 0.4, "outliers": 0.1},
@@ -56,6 +57,7 @@ METHODS = [
     "tunable_magmax",
     {"name": "tunable_magmax", "selection": "top-n"},
     {"name": "ties", "density": 0.4, "scope": "model"},
+    {"name": "ties", "density": 0.4, "rescale": "norm", "scope": "model"},
     {"name": "breadcrumbs", "density": 0.4, "outliers": 0.1, "scope": "model"},
     {"name": "breadcrumbs_ties", "density": 0.4, "consensus": "sum", "scope": "model"},
     {"name": "localize_stitch", "scope": "model"},
@@ -305,11 +307,17 @@ def test_every_backend_merges_to_the_same_bytes(family, method, backend):
     assert found.shards == expected.shards
 
 
+NORM = {"name": "ties", "rescale": "norm"}
+OF_FILES = ["tunable_magmax", NORM, {**NORM, "scope": "model"}]
+
+
+@pytest.mark.parametrize("method", OF_FILES, ids=str)
 @pytest.mark.parametrize("num_threads", [1, 2, 5])
-def test_any_number_of_threads_merges_to_the_same_bytes(family, num_threads, monkeypatch):
-    expected = merged(family, "expected", output={"shard_size": "600B"}, preference=PREFERENCE)
+def test_any_number_of_threads_merges_to_the_same_bytes(family, num_threads, method, monkeypatch):
+    changes = {"method": method, "output": {"shard_size": "600B"}, "preference": PREFERENCE}
+    expected = merged(family, "expected", **changes)
     monkeypatch.setattr("hub_magmax.planning.budget.num_threads", lambda: num_threads)
-    found = merged(family, "found", output={"shard_size": "600B"}, preference=PREFERENCE)
+    found = merged(family, "found", **changes)
     assert found.shards == expected.shards
 
 
@@ -317,10 +325,11 @@ class Interrupted(Exception):
     pass
 
 
+@pytest.mark.parametrize("method", OF_FILES, ids=str)
 @pytest.mark.parametrize("chunk", [1, 2, 3, 4])
-def test_interrupted_merge_goes_on_and_ends_with_the_same_bytes(family, chunk):
-    recipe = load_recipe(write_recipe(family, output={"shard_size": "600B"}, preference=PREFERENCE))
-    made = plan(recipe)
+def test_interrupted_merge_goes_on_and_ends_with_the_same_bytes(family, chunk, method):
+    changes = {"method": method, "output": {"shard_size": "600B"}, "preference": PREFERENCE}
+    made = plan(load_recipe(write_recipe(family, **changes)))
     expected = merge(made, family / "expected").shards
     calls = []
 

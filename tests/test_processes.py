@@ -155,6 +155,8 @@ def launch(*arguments: str, num_processes: int = 2) -> subprocess.CompletedProce
     [
         ("tunable_magmax", 2),
         ({"name": "tunable_magmax", "scope": "model"}, 4),
+        ({"name": "ties", "rescale": "norm"}, 2),
+        ({"name": "ties", "rescale": "norm", "scope": "model"}, 2),
     ],
     ids=str,
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hub_magmax.errors import NonFiniteError
 from hub_magmax.kernels.compiled.backend import Compiled
 from hub_magmax.kernels.reference import Reference
 from hub_magmax.merging.tensors import merge_tensors
@@ -101,3 +102,27 @@ def test_factors_of_what_is_zero_or_empty_are_one():
     bounds = np.zeros(2, np.float32), np.full(2, np.inf, np.float32)
     for size in (0, 5):
         assert norm_factors(ArrayChunks(np.zeros((2, size), np.float32)), *bounds).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "where"),
+    [
+        ({"name": "breadcrumbs", "density": 0.5, "outliers": 0.06, "rescale": "norm"}, "tensor 'weight'"),
+        (
+            {"name": "breadcrumbs", "density": 0.5, "outliers": 0.06, "rescale": "norm", "scope": "model"},
+            "the whole model",
+        ),
+        ({"name": "della_linear", "density": 0.2, "epsilon": 0.0, "rescale": "norm"}, "tensor 'weight'"),
+    ],
+    ids=str,
+)
+def test_a_factor_that_float32_does_not_hold_is_an_error(tmp_path, method, where):
+    """One outlier holds all of the sum, and is not kept."""
+    base = torch.zeros(20)
+    moved = torch.full((20,), 1e-31)
+    moved[0] = 1e10
+    for name in ("base", *"abc"):
+        write_checkpoint(tmp_path / name, {"weight": base if name == "base" else moved})
+    for backend in (Reference(), Compiled()):
+        with pytest.raises(NonFiniteError, match=f"^{where}: what is kept of task [012] would .* float32"):
+            merged(tmp_path, method=method, backend=backend)

@@ -125,8 +125,9 @@ class Merging(NamedTuple):
     Attributes:
         kind: Number of the operation.
         per_task: Tasks in its columns. The last row holds weights; before it `TIES` and `TIES_SUM` have
-            thresholds, `BAND` the least and the largest magnitudes, `DROPPED_TIES` shares, and
-            `DROPPED_TIES_SUM` rescaled weights. `LARGEST` and `CHOSEN` have no rows.
+            thresholds, `RESCALED_TIES` thresholds and shares, `BAND` the least and the largest magnitudes,
+            `DROPPED_TIES` shares, and `DROPPED_TIES_SUM` rescaled weights. `LARGEST` and `CHOSEN` have no
+            rows.
         per_element: Elements in its columns: winners for `CHOSEN`, bits of kept elements, as `drop` writes
             them, for `DROPPED`, `DROPPED_TIES` and `DROPPED_TIES_SUM`; else no rows.
         scaling: Scaling coefficient, float32.

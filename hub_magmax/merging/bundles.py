@@ -26,6 +26,7 @@ from hub_magmax.merging.chunk_memory import ChunkMemory, SharedChunk
 from hub_magmax.merging.profile import Clock
 from hub_magmax.merging.survey import ModelRules
 from hub_magmax.methods import Rule
+from hub_magmax.methods.rescaling import restores_sums
 from hub_magmax.methods.small_tensors import Tensors, looks_at_values, rule_side_by_side
 from hub_magmax.planning.budget import SMALL_ELEMENTS
 from hub_magmax.planning.plan import FactorJob, TensorJob
@@ -90,7 +91,7 @@ def _kind(
     if not job.merged or isinstance(job, FactorJob) or not 0 < job.num_elements <= SMALL_ELEMENTS:
         return None
     values = values_of(job.tensor)
-    if values.method.get("rescale") == "norm":  # by a number of the tensor's own
+    if restores_sums(values.method):  # by a number of the tensor's own
         return None
     dtype = sources["base_model"].index.tensors[job.tensor].dtype
     for source in sources.values():

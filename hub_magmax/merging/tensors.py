@@ -32,17 +32,26 @@ def tensor_rule(
     generator: CounterGenerator,
     statistics: StatisticsByTask | None = None,
 ) -> Rule:
-    """Return how the method that a lock describes merges one tensor; see `MergeMethod.rule`."""
+    """Return how the method that a lock describes merges one tensor; see `MergeMethod.rule`.
+
+    Raises:
+        NonFiniteError: If a number is not finite by which the method would multiply, with the tensor's name.
+    """
     options = {key: value for key, value in method.items() if key not in ("name", "scaling")}
     found = methods.get_method(method["name"])
-    return found.rule(
-        chunks,
-        shape=shape,
-        preference=weights,
-        generator=generator,
-        options=options,
-        statistics=statistics,
-    )
+    try:
+        return found.rule(
+            chunks,
+            shape=shape,
+            preference=weights,
+            generator=generator,
+            options=options,
+            statistics=statistics,
+        )
+    except NonFiniteError as error:
+        name = generator.name
+        error.where = error.where or (name if methods.surveys_model(method) else f"tensor {name!r}")
+        raise
 
 
 @checked

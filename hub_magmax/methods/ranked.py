@@ -8,7 +8,7 @@ from pydantic import Field
 from hub_magmax.kernels.lazy_imports import np
 from hub_magmax.kernels.ops import SCALED, SCALED_TIES, SCALED_TIES_SUM, Op
 from hub_magmax.methods.registry import Paper, merge_method, preferred
-from hub_magmax.methods.rescaling import ratios
+from hub_magmax.methods.rescaling import ratios, restored
 from hub_magmax.methods.rules import Rule
 from hub_magmax.methods.sparse import Densities, NewConsensus
 from hub_magmax.options import PerTask
@@ -114,8 +114,7 @@ class _Rows:
     def multiplied(self, numbers: tuple[float, ...]) -> "np.ndarray":
         """Return numbers by task, times what the norm of each task's vector is multiplied by."""
         factors = self._norm_factors() if self._rescale == "norm" else np.ones(len(numbers))
-        found: np.ndarray = (np.array(numbers) * factors).astype(np.float32)
-        return found
+        return restored(numbers, factors)
 
     def _of_chunk(self, start: int, chunk: "RawChunk") -> "tuple[np.ndarray]":
         backend, generator = self._chunks.backend, self._generator

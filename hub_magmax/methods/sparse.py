@@ -260,9 +260,9 @@ def _restored(
     most: "Float32[np.ndarray, ' tasks']",
 ) -> "Float32[np.ndarray, ' tasks']":
     """Return numbers by task, times what restores the sum of magnitudes of which a band is kept."""
-    from hub_magmax.methods.rescaling import norm_factors
+    from hub_magmax.methods.rescaling import norm_factors, restored
 
-    return np.asarray(np.array(numbers) * norm_factors(chunks, least, most), np.float32)
+    return restored(numbers, norm_factors(chunks, least, most))
 
 
 def trimmed_ranks(

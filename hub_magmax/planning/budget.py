@@ -14,6 +14,7 @@ from hub_magmax.errors import RecipeError
 from hub_magmax.kernels.arrays import IN_MEMORY_BYTES
 from hub_magmax.kernels.lazy_imports import num_threads
 from hub_magmax.methods.matrices import decomposition_bytes, matrices_in
+from hub_magmax.methods.rescaling import restores_sums
 from hub_magmax.planning import surveys
 from hub_magmax.planning.plan import Plan, SolvedJob, TensorJob
 from hub_magmax.planning.process_memory import beside_bytes, has_parts, runtime_bytes, takes_torch
@@ -285,7 +286,7 @@ class _Held:
         usual = min(size, self.budget.chunk_elements)
         chunk = max(row, usual)
         longer = self.of_chunk(chunk) - self.of_chunk(usual)
-        sums = chunk if self.values.method["rescale"] == "norm" else 0
+        sums = chunk if restores_sums(self.values.method) else 0
         return longer + surveys.bytes_of_ranks(row, self.num_tasks, sums, by_torch=self.by_torch)
 
     def _one_pass(self, size: int) -> float:

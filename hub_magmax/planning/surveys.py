@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hub_magmax.methods.matrices import decomposition_bytes
+from hub_magmax.methods.rescaling import restores_sums
 from hub_magmax.methods.thresholds import HELD_NUMBERS, MOST_RUNS, SAMPLE_RUN, SAMPLE_STRIDE
 from hub_magmax.planning.plan import Plan, SolvedJob
 
@@ -45,7 +46,7 @@ def held_of_chunk(method: Mapping[str, Any], num_tasks: int, *, by_torch: bool) 
         num_tasks: Whose vectors are held.
         by_torch: Torch computes, in place of compiled loops.
     """
-    of_norm = VECTOR * (method.get("rescale") == "norm")
+    of_norm = VECTOR * restores_sums(method)
     return HELD_OF_CHUNK.get(method["name"], of_norm) * num_tasks * (_BY_TORCH if by_torch else 1)
 
 

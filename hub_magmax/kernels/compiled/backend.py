@@ -64,6 +64,7 @@ KINDS: Mapping[Op, int] = {
     ops.SCALED_TIES: cache.SCALED_TIES,
     ops.SCALED_TIES_SUM: cache.SCALED_TIES_SUM,
     ops.SELECTED_TIES: cache.SELECTED_TIES,
+    ops.RESCALED_TIES: cache.RESCALED_TIES,
     ops.STITCHED: cache.STITCHED,
     ops.BALANCED: cache.BALANCED,
     ops.CLIPPED: cache.CLIPPED,
@@ -98,7 +99,7 @@ class Compiled(Reference):
 
     def task_vectors(self, chunk: RawChunk, room: Callable[[], np.ndarray]) -> Vectors:
         """Return the task vectors of a chunk, as `Backend.task_vectors` says."""
-        if not chunk.is_narrow:
+        if not chunk.has_base or not chunk.is_narrow:
             return super().task_vectors(chunk, room)
         out = room()
         chunk.check_bits(cache.task_vectors(chunk.rows(), out))

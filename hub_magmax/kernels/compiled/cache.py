@@ -56,9 +56,9 @@ MIX_BITS = 12
 #: and selections.
 (
     WEIGHTED, AFFINE, AGREEING, BAND, DROPPED, CLIPPED, SCALED, TIES, BAND_TIES, DROPPED_TIES, SCALED_TIES,
-    SELECTED_TIES, TIES_SUM, BAND_TIES_SUM, DROPPED_TIES_SUM, SCALED_TIES_SUM, STITCHED, BALANCED, LARGEST,
-    CHOSEN,
-) = range(20)  # fmt: skip
+    SELECTED_TIES, RESCALED_TIES, TIES_SUM, BAND_TIES_SUM, DROPPED_TIES_SUM, SCALED_TIES_SUM, STITCHED,
+    BALANCED, LARGEST, CHOSEN,
+) = range(21)  # fmt: skip
 
 #: Functions of the C library that loops call; all others that they could call raise errors, which none does.
 _SYSTEM = ("pread", "clock_gettime")

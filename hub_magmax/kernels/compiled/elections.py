@@ -13,6 +13,7 @@ from hub_magmax.kernels.compiled.cache import (
     DROPPED_TIES,
     DROPPED_TIES_SUM,
     LANES,
+    RESCALED_TIES,
     SCALED,
     SCALED_TIES,
     SCALED_TIES_SUM,
@@ -39,7 +40,7 @@ from hub_magmax.kernels.compiled.values import MAGNITUDE, magnitude, widened
 def kept(merging, task, moved, place, number):
     """Set what an operation leaves out of a task vector to zero; lower what it clips."""
     kind, per_task, given = merging.kind, merging.per_task, merging.per_element
-    if kind in (TIES, TIES_SUM, STITCHED):
+    if kind in (TIES, RESCALED_TIES, TIES_SUM, STITCHED):
         is_kept = abs(moved) >= floats(per_task[0, task])
     elif kind in (BAND, BAND_TIES, BAND_TIES_SUM):
         size = abs(moved)
@@ -66,6 +67,7 @@ def elected(merging, stored, start, number, base, place):
     # where these have no part in the election.
     weights = 0 if merging.kind == SELECTED_TIES else ballots
     shares = 0 if merging.kind in (DROPPED_TIES, DROPPED_TIES_SUM, SCALED_TIES) else weights
+    shares = 1 if merging.kind == RESCALED_TIES else shares
     top, sum_of_all, total, mass = ints(0), floats(-0.0), zero, zero
     for task in range(stored.shape[0] - 1):
         moved = widened(stored, (task + 1) * stored.shape[1] + start, number) - base
