@@ -107,13 +107,22 @@ def test_rounded_changes_near_the_limit_of_ram_are_a_matter_of_chance():
     assert imported(text).verdict == "rounding" and imported(text, HALVES).verdict == "in expectation"
 
 
-@pytest.mark.parametrize("method", ["arcee_fusion", "karcher"])
-def test_steps_in_16_bits_that_decide_elements_or_angles_are_warned_of(method):
+@pytest.mark.parametrize(
+    ("method", "in_32_bits", "told"),
+    [
+        ("arcee_fusion", "in expectation", "keeps other elements than here, and mostly more of them"),
+        ("karcher", "rounding", "ends elsewhere on the way"),
+    ],
+)
+def test_steps_in_16_bits_that_decide_elements_or_angles_are_told_in_the_verdict(method, in_32_bits, told):
     text = models_of(method, "a", base="o")
-    for models, rest, is_warned in ((HALVES, "", True), (None, "dtype: float16\n", True), (None, "", False)):
+    for models, rest in ((HALVES, ""), (None, "dtype: float16\n")):
         found = imported(text + rest, models)
-        assert found.recipe is not None
-        assert is_warned == any("in 16 bits" in f.why for f in found.findings if f.verdict == "warning")
+        (of_16_bits,) = (f for f in found.findings if "in 16 bits" in f.why)
+        assert (of_16_bits.verdict, of_16_bits.key) == ("in expectation", ("merge_method",))
+        assert found.recipe is not None and found.verdict == "in expectation" and told in of_16_bits.why
+    found = imported(text)
+    assert found.verdict == in_32_bits and not any("in 16 bits" in f.why for f in found.findings)
 
 
 def test_a_model_alone_is_copied_by_multislerp_whatever_its_weight():
@@ -252,6 +261,10 @@ def test_rows_of_padding_are_equal_where_elements_are_ranked():
     assert imported(text % 4, known).verdict == "in expectation"
     assert imported(text % 3, known).verdict == "rounding"
     assert imported(text.replace("{density: 0.5}", "{lambda: 1}") % 4, known).verdict == "rounding"
+    whole = text.replace("0.5", "1") % 4
+    assert imported(whole, known).verdict == "rounding"
+    assert imported(whole.replace("ties", "breadcrumbs"), known).verdict == "rounding"
+    assert imported(text.replace("0.5", "[1, 0.5]") % 4, known).verdict == "in expectation"
 
 
 def test_ranges_of_layers_may_be_texts_and_floats():

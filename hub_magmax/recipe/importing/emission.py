@@ -258,6 +258,7 @@ def _resolved(found: Counterpart, share: float) -> Counterpart:
     def resolved(option: Any) -> Any:
         if isinstance(option, Mapping):
             return {task: resolved(value) for task, value in option.items()}
+        # Values are floats: an option that counts, such as max_iter, is a plain int, and stays one.
         return constant(option.at(share)) if isinstance(option, Value) else option
 
     return replace(

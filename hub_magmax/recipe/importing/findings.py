@@ -10,8 +10,9 @@ from hub_magmax.errors import KeyPath
 from hub_magmax.recipe.importing.marked import Marked
 
 #: `exact`: the same bits, or no effect on the weights. `rounding`: the same formula. `in expectation`: other
-#: random draws of the same distribution. `not representable`: no recipe says it. `refused`: no merge of this
-#: kind. `warning`: the other tool reads over it, or does what the writer can hardly want.
+#: random draws of the same distribution, or the same formula, whose steps the other tool rounds to 16 bits.
+#: `not representable`: no recipe says it. `refused`: no merge of this kind. `warning`: the other tool reads
+#: over it, or does what the writer can hardly want.
 Verdict = Literal["exact", "rounding", "in expectation", "warning", "not representable", "refused"]
 
 #: From the best to the worst; warnings do not count.

@@ -69,6 +69,12 @@ def constant(number: float) -> Value:
     return Value((float(number),))
 
 
+def is_whole(density: Value) -> bool:
+    """Say whether a share of the elements is all of them, in every block."""
+    numbers = density.in_numbers()
+    return numbers is not None and min(numbers.points) >= 1
+
+
 def is_exact_factor(factor: float) -> bool:
     """Say whether products with a factor are not rounded: zero and powers of two."""
     return factor == 0 or abs(math.frexp(factor)[0]) == 0.5

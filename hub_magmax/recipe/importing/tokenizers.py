@@ -12,7 +12,7 @@ from hub_magmax.recipe.importing.families import Family
 from hub_magmax.recipe.importing.findings import Notes
 from hub_magmax.recipe.importing.marked import Marked
 from hub_magmax.recipe.importing.model_facts import ModelFacts, Models
-from hub_magmax.recipe.importing.parameters import as_number
+from hub_magmax.recipe.importing.parameters import as_number, is_whole, settings_of
 from hub_magmax.recipe.importing.readings import LostError
 from hub_magmax.recipe.importing.references import Place, Reference, read_reference
 from hub_magmax.recipe.importing.token_rows import RowReader, RowRules, check_mapping, lost
@@ -169,13 +169,16 @@ class TokenizerReader:
 
     @property
     def _trims(self) -> bool:
-        """Whether a share of the elements is kept."""
+        """Whether a share of the elements below 1 is kept."""
         every = (
-            levels
+            condition.value
             for part in self.configuration.slices
             for levels in (part.levels, *(one.levels for one in part.inputs))
+            for name in ("density", "select_topk")
+            for setting in settings_of(levels, name)
+            for condition in setting.conditions
         )
-        return any({"density", "select_topk"} & level.keys() for levels in every for level in levels)
+        return not all(map(is_whole, every))
 
     def _padding(self, spec: Marked | None, num_tokens: int) -> dict[str, int]:
         at = spec.get("pad_to_multiple_of") if spec else None

@@ -18,6 +18,7 @@ from hub_magmax.recipe.importing.parameters import (
     as_switch,
     can_match,
     is_exact_factor,
+    is_whole,
     settings_of,
 )
 from hub_magmax.text import shown
@@ -71,7 +72,7 @@ def _idle_gammas(cases: Sequence[Case]) -> frozenset[KeyPath]:
         for (number, name), picked in case.picked.items():
             if name == "gamma" and picked.condition is not None:
                 density = case.picked[number, "density"].value
-                is_idle = density is not None and _is_whole(density)
+                is_idle = density is not None and is_whole(density)
                 found[picked.condition.at.path] = is_idle and found.get(picked.condition.at.path, True)
     return frozenset(path for path, is_idle in found.items() if is_idle)
 
@@ -167,12 +168,7 @@ class _Judge:
             return "changes nothing here"
         if name in SWITCHES and value.is_constant and as_switch(value.first) is default:
             return f"the default of {self._name}"
-        return "nothing is dropped" if name == "density" and _is_whole(value) else ""
-
-
-def _is_whole(density: Value) -> bool:
-    numbers = density.in_numbers()
-    return numbers is not None and min(numbers.points) >= 1
+        return "nothing is dropped" if name == "density" and is_whole(value) else ""
 
 
 def _is_above_1(density: Value) -> bool:
