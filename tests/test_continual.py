@@ -173,7 +173,7 @@ def test_a_refilled_model_answers_like_a_loaded_one(family):
 
 
 def test_the_same_seed_gives_the_same_bytes(family, tmp_path, monkeypatch):
-    few = [Method(name=name) for name in ("average", "random_mix")]
+    few = [Method(name=name) for name in ("agreement", "average", "random_mix")]
     monkeypatch.setattr(measuring, "tried_methods", lambda: [*few, measuring.TUNABLE, measuring.TOP_N])
     family = replace(family, statistics={})
     stored = []

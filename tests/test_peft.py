@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.tiny_models import ARCHITECTURES
@@ -187,7 +188,9 @@ def test_line_of_the_message_makes_the_checkpoint(tmp_path: Path, name: str) -> 
     code = re.search(r'python -c "([^"]*)"', str(raised.value))
     assert code is not None
     line = code[1].replace("BASE", "base").replace("ADAPTER", "a").replace("OUT", "merged")
-    with chdir(tmp_path):
+    with chdir(tmp_path), pytest.MonkeyPatch.context() as offline:
+        offline.setenv("HF_HUB_OFFLINE", "1")  # PEFT reads it; huggingface_hub read it when it was imported
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
         exec(compile(line, "line of the message", "exec"), {"__name__": "__main__"})
     shutil.rmtree(tmp_path / "a")
     (tmp_path / "merged").rename(tmp_path / "a")

@@ -168,6 +168,7 @@ def test_processes_give_the_same_bytes_as_one(tmp_path, method, num_processes):
     assert done.returncode == 0, done.stderr
     words = ["merge", str(recipe), "--output", str(tmp_path / "one"), "--json"]
     one = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert one.exit_code == 0, one.stderr
     two = json.loads((tmp_path / "two" / "merge_report.json").read_text())
     assert len(two["shards"]) == 3
     assert two["shards"] == json.loads(one.stdout)["shards"]
