@@ -120,9 +120,13 @@ def diagnose(asked: RecipeOptions, metrics: bool, rank: int, examples: int, form
     found, locked = read_locked(asked)
     place = place_of_results(found, locked, beside)
     place.check(FILES)
-    of_pairs = (rank, examples) if metrics else (None, 0)
     diagnosis = do_diagnose(
-        found, locked, rank=of_pairs[0], examples=of_pairs[1], report=say, progress=progress
+        found,
+        locked,
+        rank=rank if metrics else None,
+        examples=examples if metrics else 0,
+        report=say,
+        progress=progress,
     )
     files = [*write_diagnosis(diagnosis, place), *linked_card(asked, place)]
     text = table_and(files, diagnosis.table(form), form)
