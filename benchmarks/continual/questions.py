@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.continual.claims import BLIND, CONFIRMED_ON, WITH_DATA, Measure
+from benchmarks.continual.claims import BLIND, CONFIRMED_ON, Measure
 from benchmarks.continual.elsewhere import ELSEWHERE
 from benchmarks.continual.formats import difference
 from benchmarks.continual.rows import Key, Results, by_seed, is_measured, keys, mean, preference_of
@@ -129,20 +129,25 @@ def _against_each(results: Results, ahead: Key, rivals: Sequence[Key]) -> list[A
 
 def _against_blind(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
     """Return its lead over the best of the claims' rivals, of those without training data, and of others."""
-    names = [method for method, kind in keys(results) if kind == "uniform" and method != OURS]
-    groups = {
-        f"the best of the {len(BLIND)} of the claims": BLIND,
-        "the best without training examples": [name for name in names if is_blind_to_data(name)],
-        "the best with them": [name for name in names if name.split(",")[0] in WITH_DATA or "," in name],
-    }
     chosen: dict[str, str] = {}
-    for words, group in groups.items():
+    for words, group in _blind_groups(results).items():
         if best := _best_of(results, group, "uniform"):
             chosen.setdefault(best, words)
     found = _against_each(results, (OURS, preference_of(results)), [(best, "uniform") for best in chosen])
     return [
         replace(one, note=f" ({words})") for one, words in zip(found, chosen.values(), strict=bool(found))
     ]
+
+
+def _blind_groups(results: Results) -> dict[str, Sequence[str]]:
+    """Return methods that may be measured without a preference, by what they are the best of."""
+    names = [method for method, kind in keys(results) if kind == "uniform" and method != OURS]
+    without = [name for name in names if is_blind_to_data(name)]
+    return {
+        f"the best of the {len(BLIND)} of the claims": BLIND,
+        "the best without training examples": without,
+        "the best with them": [name for name in names if name not in without],
+    }
 
 
 def _against_aware(results: Results, tables: Mapping[str, Any]) -> list[Answer]:
