@@ -50,3 +50,6 @@ def test_a_history_that_is_not_there_is_told_before_the_recipe_is_locked(folder,
         assert code == 1 and name in err and "Traceback" not in err
     with pytest.raises(hm.HubMagmaxError, match="no finished merge"):
         hm.predict_merge("even.yaml", folder / "a")
+    hub.add_repo("history-none/other", files={"config.json": b"{}"})
+    with pytest.raises(hm.HubMagmaxError, match=r"^history-none/other: no finished merge is there"):
+        hm.predict_merge("even.yaml", "history-none/other")

@@ -86,8 +86,8 @@ def _reasons(found: Judgement) -> str:
         elif row.base and row.merged:
             change = f"{unit.value(row.base.value)}{unit.sign} → {unit.value(row.merged.value)}{unit.sign}"
             told.append(f"{named} falls below the base model ({change})")
-    if rest := len(found.unmerged) - _MOST_REASONS:
-        told += [f"so it is with {number_of(rest, 'more task')}"] if rest > 0 else []
+    if (rest := len(found.unmerged) - _MOST_REASONS) > 0:
+        told.append(f"so it is with {number_of(rest, 'more task')}")
     return "; ".join(told)
 
 

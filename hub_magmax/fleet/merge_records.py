@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import read_small_file
+from hub_magmax.errors import SourceError
 from hub_magmax.evaluation.scores import FILES
 from hub_magmax.fleet.members import find_members
 from hub_magmax.merging.output.report import REPORT_NAME
@@ -27,7 +28,7 @@ def copy_records(target: str, folder: Path, report: Report = lambda line: None) 
         report: Called with a line of text for each model.
 
     Raises:
-        SourceError: If the Hub does not answer, or there is no model.
+        SourceError: If the Hub does not answer, or there is no merged model.
         HubMagmaxError: If a model cannot be opened.
     """
     members = find_members(target)
@@ -35,9 +36,16 @@ def copy_records(target: str, folder: Path, report: Report = lambda line: None) 
         if member.problem is not None:
             raise member.problem
         report(f"reading the records of {member.name} ({number} of {len(members)})")
-        place = folder / f"{number:05}"
+        place = folder / f"{number:05} {member.name.replace('/', ' ')[-100:]}"  # for errors about its files
         place.mkdir()
         with closing(open_model(member.key, member.revision)) as source:
             for name in RECORDS:
                 if name in source.sizes:
                     (place / name).write_bytes(read_small_file(source, name))
+    if not any((place / REPORT_NAME).is_file() for place in folder.iterdir()):
+        raise SourceError(
+            "no finished merge is there",
+            where=target,
+            expected=f"a repository with a {REPORT_NAME}, or a folder of finished merges",
+            hint="Merge and score some pairs of tasks by `hub-magmax run` first.",
+        )
