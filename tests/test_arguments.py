@@ -319,7 +319,7 @@ def test_the_message_says_what_was_given_what_is_taken_and_what_makes_it():
 
 
 def test_a_checked_function_keeps_its_name_signature_and_defaults():
-    def twice(count: "int", *, by: "float | None" = None, **more: "Any") -> "float":
+    def twice(count: "int", *, by: "float | None" = None, **more: "object") -> "float":
         """Say how much."""
         return count * (by or 2), more
 

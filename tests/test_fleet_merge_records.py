@@ -53,3 +53,14 @@ def test_a_history_that_is_not_there_is_told_before_the_recipe_is_locked(folder,
     hub.add_repo("history-none/other", files={"config.json": b"{}"})
     with pytest.raises(hm.HubMagmaxError, match=r"^history-none/other: no finished merge is there"):
         hm.predict_merge("even.yaml", "history-none/other")
+
+
+def test_a_model_that_cannot_be_opened_is_left_out_and_named(folder, hub):
+    models = folder / "models.json"
+    models.write_text(json.dumps(["even", "history-gone/model"]))
+    lines = []
+    assert find_history(str(models), report=lines.append) == read_history(folder)
+    assert [line for line in lines if line.startswith("history-gone/model is left out: ")]
+    models.write_text(json.dumps(["history-gone/model"]))
+    with pytest.raises(hm.HubMagmaxError, match="history-gone/model"):
+        find_history(str(models))

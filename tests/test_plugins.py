@@ -414,7 +414,7 @@ def test_rebuilding_elsewhere_says_that_the_method_is_of_no_package(own, family,
     # A package of the same name is another method.
     announced(monkeypatch, lambda v: v[0], "tensor")
     monkeypatch.setitem(vars(METHODS), "plugins", {"mine": METHODS.plugins["strange"]})
-    strange.merge_method.__dict__["name"] = "mine"
+    vars(sys.modules[__name__])["strange"].merge_method.__dict__["name"] = "mine"
     with pytest.raises(LockError, match="made with the method of no package, and here is the package soft 1"):
         rebuild(str(family / "merged"), folder=family)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hub_magmax.checkpoints.opening import open_model
 from hub_magmax.checkpoints.pinning import read_small_file
-from hub_magmax.errors import SourceError
+from hub_magmax.errors import HubMagmaxError, SourceError
 from hub_magmax.evaluation.scores import FILES
-from hub_magmax.fleet.members import find_members
+from hub_magmax.fleet.members import Member, find_members
 from hub_magmax.merging.output.report import REPORT_NAME
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME
@@ -25,23 +25,22 @@ def copy_records(target: str, folder: Path, report: Report = lambda line: None) 
     Args:
         target: What `find_members` takes, such as a user or an organisation on the Hub.
         folder: Is there, and empty.
-        report: Called with a line of text for each model.
+        report: Called with a line of text for each model, and for each that is left out, with the reason.
 
     Raises:
         SourceError: If the Hub does not answer, or there is no merged model.
-        HubMagmaxError: If a model cannot be opened.
+        HubMagmaxError: If no model can be opened: what the first one's problem is.
     """
-    members = find_members(target)
+    members, problems = find_members(target), list[HubMagmaxError]()
     for number, member in enumerate(members, 1):
-        if member.problem is not None:
-            raise member.problem
         report(f"reading the records of {member.name} ({number} of {len(members)})")
-        place = folder / f"{number:05} {member.name.replace('/', ' ')[-100:]}"  # for errors about its files
-        place.mkdir()
-        with closing(open_model(member.key, member.revision)) as source:
-            for name in RECORDS:
-                if name in source.sizes:
-                    (place / name).write_bytes(read_small_file(source, name))
+        try:
+            _copy_records(member, folder / f"{number:05} {member.name.replace('/', ' ')[-100:]}")
+        except HubMagmaxError as error:
+            problems.append(error)
+            report(f"{member.name} is left out: {error}")
+    if len(problems) == len(members):
+        raise problems[0]
     if not any((place / REPORT_NAME).is_file() for place in folder.iterdir()):
         raise SourceError(
             "no finished merge is there",
@@ -49,3 +48,14 @@ def copy_records(target: str, folder: Path, report: Report = lambda line: None) 
             expected=f"a repository with a {REPORT_NAME}, or a folder of finished merges",
             hint="Merge and score some pairs of tasks by `hub-magmax run` first.",
         )
+
+
+def _copy_records(member: Member, place: Path) -> None:
+    """Copy one model's records into a folder that is made, and named in errors about its files."""
+    if member.problem is not None:
+        raise member.problem
+    with closing(open_model(member.key, member.revision)) as source:
+        place.mkdir()
+        for name in RECORDS:
+            if name in source.sizes:
+                (place / name).write_bytes(read_small_file(source, name))
