@@ -28,7 +28,7 @@ from hub_magmax.merging.output.evaluation_again import name_evaluation, unsigned
 from hub_magmax.merging.output.report import MergeReport, lock_versions
 from hub_magmax.methods.data_statistics import OF_THE_MERGE
 from hub_magmax.planning.findings.look import with_findings
-from hub_magmax.planning.fitting.architectures import check_architectures
+from hub_magmax.planning.fitting.architectures import check_types
 from hub_magmax.planning.headers import check_adapters, plan_from_headers
 from hub_magmax.planning.locked_sources import (
     compared_sources,
@@ -58,7 +58,6 @@ from hub_magmax.recipe.matching import (
 )
 from hub_magmax.recipe.schema import Recipe
 from hub_magmax.recipe.sites import check_site
-from hub_magmax.recipe.tensor_rules import takes_any
 from hub_magmax.reporting.card_file import CARD_NAME, is_edited, write_card
 from hub_magmax.reporting.headline import result
 from hub_magmax.text import ProgressBar, Report, step, unseen
@@ -305,7 +304,7 @@ def lock(
         sources = pinned_sources(recipe, make, kept_sources(earlier) if earlier else {})
     with about_sources(recipe, sources):
         check_adapters(recipe, sources)
-        check_architectures(sources, rules=takes_any(recipe.tensors))
+        check_types(sources)
     sources = compared_sources(recipe, sources, cache)
     tasks = {task.name: sources[task.name] for task in recipe.tasks}
     uniform = ResolvedPreference(dict.fromkeys(tasks, 1 / max(len(tasks), 1)), "uniform")

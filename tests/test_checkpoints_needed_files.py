@@ -183,6 +183,13 @@ def test_merged_sentence_transformer_has_its_modules(family):
     rebuild(str(family / "merged"), folder=family)
 
 
+def test_code_that_differs_is_told(family):
+    for name in ("base", "a", "b", "c"):
+        put(family / name, CODE_FILES | ({"helpers.py": b"def rotate(): ...\n"} if name == "b" else {}))
+    told = notices(plan(load_recipe(write_recipe(family))))[0]
+    assert told == "helpers.py is copied from base_model and not merged; that of b differs"
+
+
 def test_files_in_sub_folders_are_pinned(family):
     put(family / "base", sentence_files())
     recipe = load_recipe(write_recipe(family))

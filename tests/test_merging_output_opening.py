@@ -114,6 +114,13 @@ def test_misfit_of_the_base_model_itself_is_no_error(llamas):
     assert told.endswith("1 not used ('extra')")
 
 
+def test_many_tensors_that_do_not_fit_are_told_by_patterns(llamas):
+    for name in ("base", "a", "b"):
+        configure(llamas / name, num_hidden_layers=30)
+    told = merged(llamas).report.opened["result"]
+    assert "'model.layers.{1..29}.mlp.up_proj.weight'" in told and len(told) < 700
+
+
 def test_tensor_that_a_rule_leaves_out_is_missing_on_purpose(llamas):
     done = merged(llamas, tensors=[{"match": "lm_head.weight", "take": "nothing"}])
     assert "1 missing ('lm_head.weight')" in done.report.opened["result"]

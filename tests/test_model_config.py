@@ -17,6 +17,7 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
+    BertModel,
     CLIPVisionConfig,
     LlamaConfig,
     LlamaForCausalLM,
@@ -222,6 +223,20 @@ def test_class_is_that_of_the_task_whose_head_replaces_another(tmp_path):
     model = opened(AutoModelForSequenceClassification, merged(tmp_path, *rules))
     assert model.config.architectures == ["BertForSequenceClassification"]
     assert model.config.num_labels == 3
+
+
+@pytest.mark.parametrize("base", [BertModel, BertForMaskedLM])
+def test_rules_that_the_error_proposes_give_the_model_of_base_or_task(tmp_path, base):
+    shared = base(BertConfig(**SMALL, vocab_size=40, max_position_embeddings=20))
+    task = bert(num_labels=3)
+    task.bert.load_state_dict(getattr(shared, "bert", shared).state_dict(), strict=False)
+    write(tmp_path, shared, task)
+    with pytest.raises(MismatchError, match="For a BertForSequenceClassification, as one is: ") as error:
+        planned(tmp_path)
+    proposed = [yaml.safe_load(rules) for rules in re.findall(r"tensors: (\[.*?\])", str(error.value))]
+    for rules, kind in zip(proposed, [base, BertForSequenceClassification], strict=True):
+        folder = merged(tmp_path, *rules, path=kind.__name__)
+        assert opened(kind, folder).config.architectures == [kind.__name__]
 
 
 def test_labels_without_names_are_counted(tmp_path):

@@ -164,14 +164,15 @@ def tokenizer_notices(
     )
 
 
-def nested_weights_notices(side_files: Mapping[str, Mapping[str, str]], files_from: str) -> tuple[str, ...]:
-    """Return a line about weights in sub-folders, which are copied, where those of other sources differ.
+def unmerged_notices(side_files: Mapping[str, Mapping[str, str]], files_from: str) -> tuple[str, ...]:
+    """Return a line about weights in sub-folders, and code, which are copied, where other sources' differ.
 
     Args:
         side_files: By source, the hashes of its side files by name.
         files_from: The source whose files are copied.
     """
-    copied = {path: text for path, text in side_files[files_from].items() if path.endswith(".safetensors")}
+    kept = side_files[files_from].items()
+    copied = {path: text for path, text in kept if path.endswith((".safetensors", ".py"))}
     others = {
         path: [
             name

@@ -18,6 +18,7 @@ from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError, RecipeError
 from hub_magmax.kernels.chunk import LOOP_DTYPES
 from hub_magmax.kernels.dtypes import ITEM_BYTES
+from hub_magmax.planning.fitting.architectures import check_heads
 from hub_magmax.planning.fitting.mismatch import refuse_differences
 from hub_magmax.planning.layers import LAYERS_REASON, in_order_of_blocks
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
@@ -56,7 +57,8 @@ def make_plan(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) ->
     copies = copies_in(lock, base, rules)
     own = without_copies(indexes, copies)
     layered = taken_by_layers(lock, indexes)
-    refuse_differences({**own, **without_copies(bases, copies)}, rules, layered)
+    refuse_differences({**own, **without_copies(bases, copies)}, rules, layered, lock.sources)
+    check_heads(lock.sources, rules)
     added = _added_names(indexes, rules, layered)
     names = in_order_of_blocks(own["base_model"].tensors, added, lock)
     decided = [(name, _take(name, rules, layered)) for name in names]

@@ -12,7 +12,7 @@ from typing import Any
 
 from hub_magmax import methods
 from hub_magmax.checkpoints.leftovers import leftover_notices
-from hub_magmax.checkpoints.side_files import nested_weights_notices, tokenizer_notices
+from hub_magmax.checkpoints.side_files import tokenizer_notices, unmerged_notices
 from hub_magmax.evaluation.column_look import column_rows, look_at_columns
 from hub_magmax.evaluation.needs import Needs, evaluation_needs, evaluation_rows
 from hub_magmax.files import from_here
@@ -62,7 +62,7 @@ def notices(plan: Plan) -> tuple[str, ...]:
         *tokenizer_notices(_compared(side_files, plan), plan.tokenizer_source, are_united=_is_united(plan)),
         *plan.tokenizer.notes,
         *token_notices(plan.tokens, plan.recipe),
-        *nested_weights_notices(side_files, plan.recipe.output.files_from),
+        *unmerged_notices(side_files, plan.recipe.output.files_from),
         *(finding.text + _accepted(finding, plan) for finding in plan.findings),
         *unweighted_notices(plan),
         *norm_notices(plan.lock),

@@ -29,11 +29,15 @@ from hub_magmax.merging.output.libraries import (
 )
 from hub_magmax.merging.output.provenance import PROVENANCE_NAME
 from hub_magmax.merging.output.report import REPORT_NAME, MergeReport
+from hub_magmax.planning.fitting.globs import grouped
 from hub_magmax.planning.plan import Plan, TensorJob
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.lockfile import LOCK_NAME
 from hub_magmax.recipe.schema import RECIPE_NAME
 from hub_magmax.text import listed, number_of, shown, step
+
+#: Patterns of names that are shown of one kind of problem.
+_MOST_SHOWN = 5
 
 #: Files about the merge, at which no library looks.
 _OWN_FILES = {RECIPE_NAME, LOCK_NAME, PROVENANCE_NAME, REPORT_NAME, "README.md"}
@@ -198,8 +202,11 @@ def _state(plan: Plan) -> str:
 def _told(problems: list[Problem]) -> str:
     kinds: dict[str, list[str]] = {}
     for kind, name in problems:
-        kinds.setdefault(kind, []).append(shown(name))
-    return "; ".join(f"{len(names):,} {kind} ({listed(names)})" for kind, names in kinds.items())
+        kinds.setdefault(kind, []).append(name)
+    return "; ".join(
+        f"{len(names):,} {kind} ({listed([*map(shown, grouped(names))], _MOST_SHOWN)})"
+        for kind, names in kinds.items()
+    )
 
 
 def _opened_base(plan: Plan, cache: SourceCache | None) -> Opened | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from hub_magmax.errors import MismatchError
 from hub_magmax.recipe.lockfile import LockedSource
+from hub_magmax.recipe.tensor_rules import TensorRule, takes_any
 
 #: What some wrappers of models put before the name of a class.
 _PREFIX = re.compile(r"(FSDP|FullyShardedDataParallel|DDP|DistributedDataParallel|Unsloth)(?=[A-Z])")
@@ -21,24 +22,26 @@ _WRAPPER = re.compile(
 _GENERATING = ("causallm", "conditionalgeneration", "seq2seqlm", "imagetexttotext")
 
 
-def check_architectures(sources: Mapping[str, LockedSource], *, rules: bool) -> None:
-    """Raise MismatchError where two configurations name different kinds of model.
+def check_types(sources: Mapping[str, LockedSource]) -> None:
+    """Raise MismatchError where two configurations name different types of model.
 
-    Models of different types can have tensors of the same names and shapes (llama and mistral, say), and
-    so can models of one type with different heads. The latter may be meant where the recipe has rules for
-    tensors, which say which head is kept. Other differences between names of classes do not count, such as
-    those of wrappers (`FSDPLlamaForCausalLM`): if the tensors agree, it is the same model.
+    Models of different types can have tensors of the same names and shapes (llama and mistral, say).
     """
-    stated: dict[str, dict[str, tuple[str, ...]]] = {
-        "model_type": {name: (source.model_type or "",) for name, source in sources.items()},
-        "architectures": {} if rules else {name: source.architectures for name, source in sources.items()},
-    }
-    for key, values in stated.items():
-        kinds = {name: kind for name, value in values.items() if (kind := _KINDS[key](value))}
-        for name, kind in kinds.items():
-            first = next(iter(kinds))
-            if kind != kinds[first]:
-                raise _difference(key, sources[first].label, values[first], sources[name].label, values[name])
+    values = {name: (source.model_type or "",) for name, source in sources.items()}
+    _check("model_type", sources, values, _type, "Check that it was fine-tuned from this base model; if only")
+
+
+def check_heads(sources: Mapping[str, LockedSource], rules: Sequence[TensorRule]) -> None:
+    """Raise MismatchError where tensors agree, and two configurations name classes with different heads.
+
+    Such classes may be meant where the recipe has rules for tensors, which say which head is kept. Other
+    differences between names of classes do not count, such as those of wrappers
+    (`FSDPLlamaForCausalLM`): if the tensors agree, it is the same model.
+    """
+    if not takes_any(rules):
+        values = {name: source.architectures for name, source in sources.items()}
+        advice = "If the models differ in their heads only, say under `tensors` which head to keep; if only"
+        _check("architectures", sources, values, _heads, advice)
 
 
 def classes_of(source: LockedSource) -> str:
@@ -58,20 +61,21 @@ def _heads(stated: tuple[str, ...]) -> str:
     return ", ".join(sorted({_GENERATING[0] if head in _GENERATING else head for head in found}))
 
 
-_KINDS: Mapping[str, Callable[[tuple[str, ...]], str]] = {"model_type": _type, "architectures": _heads}
-
-
-def _difference(
-    key: str, one: str, ones: tuple[str, ...], other: str, others: tuple[str, ...]
-) -> MismatchError:
-    advice = (
-        "Check that it was fine-tuned from this base model"
-        if key == "model_type"
-        else "If the models differ in their heads only, say under `tensors` which head to keep"
-    )
-    return MismatchError(
-        f"`{key}` is {', '.join(others)}, and {', '.join(ones)} in {one}",
-        where=f"{other}, config.json",
-        expected="checkpoints of one architecture",
-        hint=f"{advice}; if only the name is wrong, correct `{key}` in the config.json that is wrong.",
-    )
+def _check(
+    key: str,
+    sources: Mapping[str, LockedSource],
+    values: Mapping[str, tuple[str, ...]],
+    kind_of: Callable[[tuple[str, ...]], str],
+    advice: str,
+) -> None:
+    kinds = {name: kind for name, value in values.items() if (kind := kind_of(value))}
+    for name, kind in kinds.items():
+        first = next(iter(kinds))
+        if kind != kinds[first]:
+            theirs = f"{', '.join(values[first])} in {sources[first].label}"
+            raise MismatchError(
+                f"`{key}` is {', '.join(values[name])}, and {theirs}",
+                where=f"{sources[name].label}, config.json",
+                expected="checkpoints of one architecture",
+                hint=f"{advice} the name is wrong, correct `{key}` in the config.json that is wrong.",
+            )

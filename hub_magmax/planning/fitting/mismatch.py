@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from hub_magmax.checkpoints.index import (
     EXACT_DTYPES,
@@ -17,9 +18,11 @@ from hub_magmax.checkpoints.index import (
 from hub_magmax.checkpoints.recognition import Refusal
 from hub_magmax.checkpoints.stored_otherwise import part_of_one, unlike
 from hub_magmax.errors import MismatchError
+from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.globs import grouped, rules_for
 from hub_magmax.planning.fitting.lookalikes import SAVE_AGAIN, lookalikes
 from hub_magmax.planning.statistics import kind_of, may_lack
+from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
 from hub_magmax.text import listed, number_of, shown
 
@@ -58,19 +61,26 @@ class _Fact:
     alone: tuple[str, str] | None = None
 
 
-def refuse_differences(indexes: Indexes, rules: Sequence[TensorRule], layered: Collection[str] = ()) -> None:
+def refuse_differences(
+    indexes: Indexes,
+    rules: Sequence[TensorRule],
+    layered: Collection[str] = (),
+    sources: Mapping[str, LockedSource] = MappingProxyType({}),
+) -> None:
     """Raise MismatchError if tensors differ in name, shape or kind, and no rule is about them.
 
     Args:
         indexes: Of `base_model` and every task.
         rules: The recipe's, for tensors.
         layered: Names of tensors that a stack of layers takes from one source.
+        sources: Name the model classes; one with another class than the base model's may have another head.
     """
     base, is_ruled = indexes["base_model"], _ruled(indexes, rules).union(layered).__contains__
     others = [index for index in indexes.values() if index is not base]
     facts = [fact for index in (base, *others) for fact in _facts(index, base, is_ruled)]
     if facts:
-        raise _error(facts, base, indexes)
+        classes = {name: classes_of(source) for name, source in sources.items()}
+        raise _error(facts, base, indexes, classes)
 
 
 def _ruled(indexes: Indexes, rules: Sequence[TensorRule]) -> set[str]:
@@ -181,9 +191,11 @@ def _are_mergeable(own: TensorInfo, base: TensorInfo) -> bool:
     return own.dtype in MERGEABLE_DTYPES and base.dtype in (*MERGEABLE_DTYPES, *FLOAT8_DTYPES)
 
 
-def _error(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) -> MismatchError:
+def _error(
+    facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes, classes: Mapping[str, str]
+) -> MismatchError:
     """Return one error for all facts, with the steps and the rules that settle them."""
-    hint = " ".join([*_steps(facts), *_settled(facts, base, indexes)])
+    hint = " ".join([*_steps(facts), *_settled(facts, base, indexes), *_of_task(facts, indexes, classes)])
     if len(facts) == 1 and facts[0].alone:
         what, expected = facts[0].alone
         where = f"{facts[0].label}, tensor {facts[0].names[0]!r}"
@@ -207,14 +219,34 @@ def _steps(facts: Sequence[_Fact]) -> Iterator[str]:
 
 def _settled(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) -> Iterator[str]:
     """Yield a sentence with rules for all that rules can settle."""
-    every_name = {name for index in indexes.values() for name in index.tensors}
-    rules: list[str] = []
-    for take in ("base_model", "nothing"):
-        names = dict.fromkeys(name for fact in facts if fact.take == take for name in fact.names)
-        rules += rules_for([*names], every_name, take)
-    if rules:
+    takes = {name: fact.take for fact in facts if fact.take for name in fact.names}
+    if takes:
         besides = _besides(facts, base, indexes)
-        yield f"{_start(facts)}, add to the recipe: tensors: [{', '.join(rules)}]{besides}."
+        yield f"{_start(facts)}, add to the recipe: {_rules(takes, indexes)}{besides}."
+
+
+def _rules(takes: Mapping[str, str], indexes: Indexes) -> str:
+    """Return the rules that take these tensors, by name, from these places."""
+    every_name = {name for index in indexes.values() for name in index.tensors}
+    by_place: dict[str, list[str]] = defaultdict(list)
+    for name, place in sorted(takes.items(), key=lambda item: item[1]):
+        by_place[place].append(name)
+    rules = [rule for place, names in by_place.items() for rule in rules_for(names, every_name, place)]
+    return f"tensors: [{', '.join(rules)}]"
+
+
+def _of_task(facts: Sequence[_Fact], indexes: Indexes, classes: Mapping[str, str]) -> Iterator[str]:
+    """Yield the rules that give the merged model the head of the first task whose class has another one."""
+    base = indexes["base_model"]
+    takes = {name: fact.take for fact in facts if fact.take for name in fact.names}
+    for task, index in indexes.items():
+        if not _lacking(index, base) or classes.get(task, "") in ("", classes.get("base_model", "")):
+            continue
+        own = dict.fromkeys(_lacking(base, index), "nothing") | dict.fromkeys(_lacking(index, base), task)
+        theirs = {name: own.get(name, take) for name, take in takes.items()}
+        if theirs != takes:
+            yield f"For a {classes[task]}, as {task} is: {_rules(theirs, indexes)}."
+            return
 
 
 def _start(facts: Sequence[_Fact]) -> str:
