@@ -314,12 +314,12 @@ class Lock(Brief):
         sources = listed([*(source.label for source in self.every_source.values())], 3)
         return f"{self.method['name']} of {sources}, {self.digest[:19]}"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Digest of what decides the merged bytes; the same for a lock made again later."""
         return digest({key: value for key, value in self._said().items() if key not in _ASIDE})
 
-    @property
+    @cached_property
     def checksum(self) -> str:
         """Digest of everything the lock says."""
         return digest(self._said())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -32,6 +33,11 @@ _IN_PLACE = 0.5
 _BLOCK = 4096
 
 Shape = tuple[int, ...]
+
+
+@cache
+def _projection() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((PRINT_ELEMENTS, SKETCH_NUMBERS), np.float32)
 
 
 @dataclass
@@ -65,8 +71,6 @@ class SwapSearch:
         self._names: dict[Shape, list[str]] = {}
         self._sketches: dict[Shape, list[np.ndarray]] = {}
         self._sought: dict[Shape, tuple[_Spread, ...]] = {}
-        generator = np.random.default_rng(0)
-        self._projection = generator.standard_normal((PRINT_ELEMENTS, SKETCH_NUMBERS), np.float32)
 
     def add(self, names: Sequence[str], shape: Shape, rows: np.ndarray) -> None:
         """Note tensors of one shape.
@@ -104,7 +108,7 @@ class SwapSearch:
         size = prints.shape[1]
         if size <= SKETCH_NUMBERS:
             return prints.copy()
-        projected = prints @ self._projection[:size]
+        projected = prints @ _projection()[:size]
         lengths = np.linalg.norm(projected, axis=1, keepdims=True)
         return np.asarray(projected / np.maximum(lengths, np.float32(1e-30)))
 
