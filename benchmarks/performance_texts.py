@@ -71,7 +71,8 @@ files to the disk, read them back and compare their sha256; it leaves writing to
 here mergekit 0.1.5 merges the Llamas; it asks for a pooler that `BertForMaskedLM` does not have, and does not
 load `CLIPModel`. Of 0.25B, the rows of `della` (half the time now) and `arcee_fusion` (less memory) are of
 before that. `arcee_fusion` takes longer, and more memory, here than in mergekit at 1B, and less time at
-0.25B; it finds exact quartiles, where mergekit draws a million elements.
+0.25B; it finds exact quartiles, where mergekit draws a million elements. At 1B other work took most of the
+machine (load 10 to 18) for all but `average` and `ties`: their seconds are too many, for both.
 """
 
 PROCESSES = """## Two processes
