@@ -1,18 +1,23 @@
 """Measure rounds of tuning and merging (ATM) against one merge and joint training, with as many epochs.
 
-    python -m benchmarks.alternating --folder families      # digits, made where they are not there
-    python -m benchmarks.alternating --render               # the section of docs/alternating.md again
+    python -m benchmarks.alternating digits --folder families      # made where they are not there
+    python -m benchmarks.alternating definitions --folder families --encoder MODEL --nouns data.noun
+    python -m benchmarks.alternating digits --render               # the section of docs/alternating.md again
 
-Every task is trained for ten epochs in all, from the base model: at once, or a tenth to a half of them in
-each of K rounds by `hm.alternate`. The preference acts in each round, or in the last merge of uniform rounds.
-What was measured is in benchmarks/results/alternating.json; the section is written from that alone.
+`benchmarks/wordnet.py` says what MODEL and data.noun are. Every task is trained for the same number of epochs
+in all, from the base model: at once, or a share of them in each of K rounds by `hm.alternate`. The preference
+acts in each round, or in the last merge of uniform rounds. The checkpoints of the first round depend on K
+alone, and are trained once. What was measured is in benchmarks/results/alternating.json and
+alternating_definitions.json; the sections are written from that alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
@@ -23,31 +28,15 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 import hub_magmax as hm
-from benchmarks.continual.scoring import RefilledModel
+from benchmarks.alternating_families import JOINT, Family, Weights, definitions, digits
 from benchmarks.page_tables import table
-from hub_magmax.checkpoints.locations import ModelPlace
-from hub_magmax.evaluation.evaluators import get_evaluator
-from hub_magmax.evaluation.evaluators.loading import load_model
+from hub_magmax.evaluation.evaluators.loading import without_bars
 from hub_magmax.evaluation.intervals import mean_interval
 from hub_magmax.files import write_text
-from hub_magmax.quickstart import DigitsFamily, make_family
-from hub_magmax.quickstart.digits import Examples, load_examples, prepare
-from hub_magmax.quickstart.settings import DEFAULTS
-from hub_magmax.recipe.loading import parse_recipe
-from hub_magmax.recipe.schema import Recipe
 
-RESULTS = Path(__file__).parent / "results" / "alternating.json"
-PAGE = Path(__file__).parents[1] / "docs" / "alternating.md"
-
-#: Epochs of each task, in all rounds together.
-BUDGET = 10
 METHODS = ("average", "tunable_magmax", "ties")
-
-#: Numbers of rounds by method, beside one merge.
-ROUNDS: Mapping[str, tuple[int, ...]] = {"average": (2, 5, 10), "tunable_magmax": (10,), "ties": (10,)}
 
 #: Weights of the tasks, in their order.
 PREFERENCES: Mapping[str, tuple[float, ...]] = {
@@ -61,147 +50,151 @@ SCALINGS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 #: Uniform rounds, whose last merge is under the skewed preference.
 LAST = "skewed, last merge"
 
-#: All numbers of rounds.
-COUNTS = (1, 2, 5, BUDGET)
+#: Part of the results that is no rounds.
+AT_ONCE = "at once"
 
+_HERE = Path(__file__).parent
 _SECTION = re.compile(r"(?<=<!-- measured -->\n).*?(?=<!-- /measured -->)", re.DOTALL)
 
-Weights = dict[str, Tensor]
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Digits:
-    """One family of digits, with what the runs of it share.
+class Experiment:
+    """Data that rounds are measured on.
 
     Attributes:
-        family: Its base model and data.
-        seed: Its seed, and that of every run.
-        test: Images that no model is trained on.
-        model: Takes the weights of any of its models.
+        name: Of the files of its results and its page.
+        command: As it stands on the page.
+        tasks: In words.
+        classes: Of all tasks, in words.
+        counts: Numbers of rounds, from one merge to as many as epochs.
     """
 
-    family: DigitsFamily
-    seed: int
-    test: Examples
-    model: RefilledModel
-
-    @classmethod
-    def make(cls, folder: Path, seed: int) -> Digits:
-        """Make the family in a folder if it is not there."""
-        family = make_family(folder / f"digits-{seed}", seed=seed, report=print)
-        test = prepare(load_examples(), family.classes, DEFAULTS, seed).test
-        kind = get_evaluator("image-classification").make()
-        loaded = load_model(
-            ModelPlace(str(family.base_model)), kind.model_class, kind.processor_class, "alternating"
-        )
-        return cls(family, seed, test, RefilledModel(loaded))
+    name: str
+    command: str
+    tasks: str
+    classes: str
+    counts: tuple[int, ...]
 
     @property
-    def sizes(self) -> list[int]:
-        """Test images of each task."""
-        return [len(self.test.of(digits).labels) for digits in self.family.classes.values()]
+    def epochs(self) -> int:
+        """Of each task, in all rounds together."""
+        return self.counts[-1]
 
-    def right(self, weights: Weights) -> list[int]:
-        """Return how many test images of each task a model answers well, over all ten classes."""
-        network = self.model.with_weights(weights).network
-        parts = [self.test.of(digits) for digits in self.family.classes.values()]
-        with torch.inference_mode():
-            found = [(network(pixel_values=part.images).logits.argmax(1) == part.labels) for part in parts]
-        return [int(one.sum()) for one in found]
+    @property
+    def results(self) -> Path:
+        return _HERE / "results" / f"{self.name}.json"
 
-    def recipe(
-        self, run: Path, data: Mapping[str, str], method: str, weights: Sequence[float], rounds: int
-    ) -> Recipe:
-        """Return a recipe of rounds whose checkpoints and model are in the folder `run`."""
-        task = DEFAULTS.task
-        run.mkdir(parents=True, exist_ok=True)
-        training = {
-            "order": "from_base",
-            "data": {
-                name: {"dataset": str((self.family.data / part).absolute())} for name, part in data.items()
-            },
-            "evaluator": "image-classification",
-            "epochs": BUDGET / rounds,
-            "batch_size": task.batch_size,
-            "learning_rate": task.learning_rate,
-            "label_smoothing": task.label_smoothing,
-            "frozen": ["classifier.*"],
-            "checkpoint_every": 10_000,
-            "alternate": {"rounds": rounds},
-        }
-        values = {
-            "schema": 1,
-            "base_model": str(self.family.base_model.absolute()),
-            "tasks": [{"name": name, "model": f"./tasks/{name}"} for name in data],
-            "training": training,
-            "method": method,
-            "preference": {"weights": dict(zip(data, weights, strict=True))},
-            "output": {"path": "./merged"},
-            "seed": self.seed,
-        }
-        return parse_recipe(values, folder=run)
+    @property
+    def page(self) -> Path:
+        return _HERE.parent / "docs" / f"{self.name}.md"
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, int]]:
+        """Method and number of rounds of each part of the results that is measured in rounds."""
+        runs = product(self.counts[1:], METHODS)
+        return {f"{method}, K = {rounds}": (method, rounds) for rounds, method in runs}
+
+    def stored(self) -> dict[str, Any]:
+        """Return what is stored of each seed, by the seed."""
+        found: dict[str, Any] = json.loads(self.results.read_text())["seeds"]
+        return found
 
 
-def at_once(digits: Digits, folder: Path) -> Iterator[Row]:
+EXPERIMENTS: Mapping[str, Experiment] = {
+    "digits": Experiment(
+        "alternating",
+        "python -m benchmarks.alternating digits",
+        "five tasks of two digits each",
+        "ten classes",
+        (1, 2, 5, 10),
+    ),
+    "definitions": Experiment(
+        "alternating_definitions",
+        "python -m benchmarks.alternating definitions",
+        "five tasks of four classes of definitions each",
+        "twenty classes",
+        (1, 2, 5),
+    ),
+}
+
+
+def at_once(family: Family, folder: Path) -> Iterator[Row]:
     """Yield the right answers of base model, joint training, and merges of finished checkpoints."""
-    names = list(digits.family.tasks)
-    yield {"run": "base", "right": digits.right(_weights(digits.family.base_model))}
-    hm.finetune(digits.recipe(folder / "joint", {"joint": "all"}, "average", (1.0,), 1))
-    yield {"run": "joint", "right": digits.right(_weights(folder / "joint" / "tasks" / "joint"))}
-    each = dict(zip(names, names, strict=True))
-    hm.finetune(digits.recipe(folder / "each", each, "average", PREFERENCES["uniform"], 1))
-    base = _weights(digits.family.base_model)
-    tasks = {name: _weights(folder / "each" / "tasks" / name) for name in names}
+    yield {"run": "base", "right": family.right(family.base)}
+    hm.finetune(family.recipe(folder / JOINT, [JOINT], "average", (1.0,), 1))
+    yield {"run": "joint", "right": family.right(_weights(folder / JOINT / "tasks" / JOINT))}
+    tasks = _all_weights(family, _first_round(family, folder, 1))
     for method, (preference, weights), scaling in product(METHODS, PREFERENCES.items(), (None, *SCALINGS)):
         row = {"run": "rounds", "method": method, "rounds": 1, "preference": preference}
         row |= {"scaling": scaling} if scaling else {}
-        yield row | {"right": digits.right(_merged(base, tasks, method, weights, scaling))}
+        yield row | {"right": family.right(_merged(family.base, tasks, method, weights, scaling))}
 
 
-def in_rounds(digits: Digits, folder: Path, method: str) -> Iterator[Row]:
+def in_rounds(family: Family, folder: Path, method: str, rounds: int) -> Iterator[Row]:
     """Yield the right answers of rounds under each preference, and of one in the last merge alone."""
-    each = dict(zip(digits.family.tasks, digits.family.tasks, strict=True))
-    for rounds in ROUNDS[method]:
-        row = {"run": "rounds", "method": method, "rounds": rounds}
-        for preference, weights in PREFERENCES.items():
-            run = folder / f"{rounds}-{preference}"
-            hm.alternate(digits.recipe(run, each, method, weights, rounds))
-            yield row | {"preference": preference, "right": digits.right(_weights(run / "merged"))}
-        made = folder / f"{rounds}-uniform" / "merged.rounds"
-        start = _weights(made / str(rounds - 1) / "model")
-        last = {name: _weights(made / str(rounds) / "tasks" / name) for name in each}
-        merged = _merged(start, last, method, PREFERENCES["skewed"], None)
-        yield row | {"preference": LAST, "right": digits.right(merged)}
+    row = {"run": "rounds", "method": method, "rounds": rounds}
+    first = _first_round(family, folder, rounds)
+    for preference, weights in PREFERENCES.items():
+        run = folder / f"{rounds}-{method}-{preference}"
+        made = run / "merged.rounds"
+        shutil.copytree(first, made / "1" / "tasks", copy_function=os.link)
+        hm.alternate(family.recipe(run, family.tasks, method, weights, rounds))
+        yield row | {"preference": preference, "right": family.right(_weights(run / "merged"))}
+        if preference == "uniform":
+            start = _weights(made / str(rounds - 1) / "model")
+            last = _all_weights(family, made / str(rounds) / "tasks")
+            merged = _merged(start, last, method, PREFERENCES["skewed"], None)
+            yield row | {"preference": LAST, "right": family.right(merged)}
+        shutil.rmtree(run)
+
+
+def _first_round(family: Family, folder: Path, rounds: int) -> Path:
+    """Return the folder of the checkpoints of the first round, which are trained if they are not there."""
+    run = folder / f"first-{rounds}"
+    hm.finetune(family.recipe(run, family.tasks, "average", PREFERENCES["uniform"], rounds))
+    return run / "tasks"
 
 
 def _weights(checkpoint: Path) -> Weights:
     return load_file(checkpoint / "model.safetensors")
 
 
+def _all_weights(family: Family, folder: Path) -> dict[str, Weights]:
+    return {task: _weights(folder / task) for task in family.tasks}
+
+
 def _merged(
     base: Weights, tasks: Mapping[str, Weights], method: str, weights: Sequence[float], scaling: float | None
 ) -> Weights:
+    """Merge the tensors that a task changed, and leave the others as they are."""
+    changed = [name for name in base if any(not torch.equal(base[name], own[name]) for own in tasks.values())]
+    only = {task: {name: own[name] for name in changed} for task, own in tasks.items()}
     spec = {"name": method} | ({"scaling": scaling} if scaling else {})
-    return hm.merge_state_dicts(base, tasks, method=spec, preference=[*weights])
+    start = {name: base[name] for name in changed}
+    return base | hm.merge_state_dicts(start, only, method=spec, preference=[*weights])
 
 
-def measure(folder: Path, seeds: Sequence[int]) -> None:
-    """Measure what is not stored yet, one method after the other, and store it."""
-    for part in ("at once", *METHODS):
-        for seed in seeds:
-            results = {"seeds": {}} if not RESULTS.is_file() else json.loads(RESULTS.read_text())
-            stored = results["seeds"].setdefault(str(seed), {"parts": {}})
+def measure(experiment: Experiment, family: Family) -> None:
+    """Measure what is not stored yet of a seed, and store each part."""
+    path = experiment.results
+    with TemporaryDirectory(prefix="alternating_") as runs, without_bars():
+        for part in (AT_ONCE, *experiment.parts):
+            results = json.loads(path.read_text()) if path.is_file() else {"seeds": {}}
+            stored = results["seeds"].setdefault(str(family.seed), {"parts": {}})
             if part in stored["parts"]:
                 continue
-            digits = Digits.make(folder, seed)
-            with TemporaryDirectory(prefix="alternating_") as runs:
-                place = Path(runs)
-                rows = at_once(digits, place) if part == "at once" else in_rounds(digits, place, part)
-                stored["parts"][part] = [*rows]
-            stored["sizes"] = digits.sizes
-            write_text(RESULTS, _lines(results))
-            print(f"{part}, seed {seed}: stored", flush=True)
+            place = Path(runs)
+            rows = (
+                at_once(family, place)
+                if part == AT_ONCE
+                else in_rounds(family, place, *experiment.parts[part])
+            )
+            stored["parts"][part] = [*rows]
+            stored["sizes"] = family.sizes
+            write_text(path, _lines(results))
+            print(f"{part}, seed {family.seed}: stored", flush=True)
 
 
 def _lines(results: Mapping[str, Any]) -> str:
@@ -235,29 +228,30 @@ class Accuracies:
 _KEYS = ("run", "method", "rounds", "preference", "scaling")
 
 
-def section(results: Mapping[str, Mapping[str, Any]]) -> str:
+def section(experiment: Experiment, results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the part of the page that is written from results."""
-    found, even = Accuracies(results), PREFERENCES["uniform"]
+    found, even, counts = Accuracies(results), PREFERENCES["uniform"], experiment.counts
     joint, base = found.of(even, run="joint"), found.of(even, run="base")
-    heads = ["method", *(f"K = {rounds}" for rounds in COUNTS), f"K = {BUDGET} over K = 1"]
+    most = counts[-1]
+    heads = ["method", *(f"K = {rounds}" for rounds in counts), f"K = {most} over K = 1", "K = 1, best λ"]
     rows = []
     for method in METHODS:
-        by_rounds = {k: _run(found, even, method, k, "uniform") for k in COUNTS}
+        by_rounds = {k: _run(found, even, method, k, "uniform") for k in counts}
         best = max((_run(found, even, method, 1, "uniform", s) for s in SCALINGS), key=_mean)
-        gained = gain(by_rounds[BUDGET], by_rounds[1])
+        gained = gain(by_rounds[most], by_rounds[1])
         rows.append([f"`{method}`", *map(_spread, by_rounds.values()), gained, _spread(best)])
     words = (
-        f"`python -m benchmarks.alternating`: five tasks of two digits each, {BUDGET} epochs of each task in "
-        f"all, {len(joint)} seeds. Accuracy in per cent over all ten classes, mean of the tasks: base model "
-        f"{_spread(base)}, joint training on all examples, as often, {_spread(joint)}. ± is the standard "
-        "deviation over seeds; differences are paired by seed, with 95 % intervals of Student's t. λ is each "
-        "method's own, in the last column the best of six for all seeds in hindsight. A cell is empty where "
-        "nothing was measured."
+        f"`{experiment.command}`: {experiment.tasks}, {most} epochs of each task in all, {len(joint)} seeds. "
+        f"Accuracy in per cent over all {experiment.classes}, mean of the tasks: base model {_spread(base)}, "
+        f"joint training on all examples, as often, {_spread(joint)}. ± is the standard deviation over "
+        "seeds; differences are paired by seed, with 95 % intervals of Student's t. λ is each method's own, "
+        "in the last column the best of six for all seeds in hindsight. A cell is empty where nothing was "
+        "measured."
     )
-    return "\n".join([words, "", table([*heads, "K = 1, best λ"], rows), *_skewed(found), ""])
+    return "\n".join([words, "", table(heads, rows), *_skewed(found, counts), ""])
 
 
-def _skewed(found: Accuracies) -> Iterator[str]:
+def _skewed(found: Accuracies, counts: Sequence[int]) -> Iterator[str]:
     """Yield the lines about rounds under a preference."""
     weights, tuned, rows = PREFERENCES["skewed"], [], []
     shown = " / ".join(f"{weight:g}" for weight in weights)
@@ -268,8 +262,10 @@ def _skewed(found: Accuracies) -> Iterator[str]:
     heads = ("method", "K", "no preference", "in each round", "in the last merge")
     for method in METHODS:
         one = _run(found, weights, method, 1, "skewed")
-        for rounds in (1, *ROUNDS[method]):
+        for rounds in counts:
             none, each = (_run(found, weights, method, rounds, name) for name in ("uniform", "skewed"))
+            if not none:
+                continue
             last = _run(found, weights, method, rounds, LAST)
             cells = [_spread(none), _spread(each), _spread(last), gain(each, last), gain(last, one)]
             rows.append([f"`{method}`", str(rounds), *cells])
@@ -310,10 +306,18 @@ def gain(values: Mapping[str, float], others: Mapping[str, float]) -> str:
     return f"{np.mean(found):+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def render() -> None:
-    """Write the section of the page from what is stored."""
-    results = json.loads(RESULTS.read_text())["seeds"]
-    PAGE.write_text(_SECTION.sub(lambda _: section(results), PAGE.read_text()))
+def render(experiment: Experiment) -> None:
+    """Write the section of the page from the seeds that are stored whole."""
+    whole = whole_seeds(experiment.stored())
+    experiment.page.write_text(
+        _SECTION.sub(lambda _: section(experiment, whole), experiment.page.read_text())
+    )
+
+
+def whole_seeds(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the results of the seeds of which every part is stored that is stored of any seed."""
+    parts = {part for result in results.values() for part in result["parts"]}
+    return {seed: result for seed, result in results.items() if parts <= {*result["parts"]}}
 
 
 def main() -> None:
@@ -322,13 +326,21 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--folder", type=Path, default=Path("families"), help="families of digits")
+    parser.add_argument("data", choices=EXPERIMENTS)
+    parser.add_argument("--folder", type=Path, default=Path("families"), help="families of checkpoints")
+    parser.add_argument("--encoder", type=Path, help="for definitions")
+    parser.add_argument("--nouns", type=Path, help="for definitions")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--render", action="store_true", help="write the page from the stored results alone")
     options = parser.parse_args()
-    if not options.render:
-        measure(options.folder, options.seeds)
-    render()
+    experiment = EXPERIMENTS[options.data]
+    for seed in [] if options.render else options.seeds:
+        if options.data == "digits":
+            family = digits(options.folder, seed, experiment.epochs)
+        else:
+            family = definitions(options.folder, seed, experiment.epochs, options.encoder, options.nouns)
+        measure(experiment, family)
+    render(experiment)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The table of rounds against one merge: worked by hand on two seeds, and what the page says."""
 
-import json
-
 import pytest
 
 from benchmarks import alternating
@@ -37,7 +35,13 @@ def test_a_gain_is_paired_by_seed():
     assert alternating.gain({"0": 60}, {"0": 50}) == ""
 
 
-def test_the_section_of_the_page_is_what_is_stored():
-    results = json.loads(alternating.RESULTS.read_text())["seeds"]
-    assert len(results) >= 5
-    assert alternating.section(results) in alternating.PAGE.read_text(encoding="utf-8")
+def test_seeds_that_are_not_finished_are_left_out():
+    more = {**RESULTS, "2": {"sizes": [10], "parts": {}}}
+    assert [*alternating.whole_seeds(more)] == ["0", "1"]
+
+
+@pytest.mark.parametrize("experiment", alternating.EXPERIMENTS.values(), ids=alternating.EXPERIMENTS)
+def test_the_section_of_the_page_is_what_is_stored(experiment):
+    results = alternating.whole_seeds(experiment.stored())
+    assert len(results) >= 2
+    assert alternating.section(experiment, results) in experiment.page.read_text(encoding="utf-8")
