@@ -33,7 +33,7 @@ from hub_magmax.recipe.schema import Recipe
 MAX_WORDS = 12
 
 #: Short definitions of each class: to learn from, and at most to test with.
-NUM_TRAIN, NUM_TEST = 24, 30
+NUM_TRAIN, NUM_TEST = 16, 30
 
 #: Name of the examples of all tasks together.
 JOINT = "joint"
@@ -109,6 +109,7 @@ class Family:
             "tasks": [{"name": task, "model": f"./tasks/{task}"} for task in tasks],
             "training": training,
             "method": method,
+            "tensors": [{"match": glob, "take": "base_model"} for glob in self.training["frozen"]],
             "preference": {"weights": dict(zip(tasks, weights, strict=True))},
             "output": {"path": "./merged"},
             "seed": self.seed,
