@@ -327,6 +327,17 @@ def test_a_model_with_a_head_is_loaded_no_more_often_for_that(folder, monkeypatc
     assert len(loaded) == 2
 
 
+def test_files_of_a_model_at_which_several_tasks_begin_are_hashed_once(folder, monkeypatch):
+    hashed, real = [], finetuning.locked_start
+    monkeypatch.setattr(
+        finetuning, "locked_start", lambda recipe, task: hashed.append(task.name) or real(recipe, task)
+    )
+    finetune(folder, {"steps": 1, "order": "from_base"})
+    assert hashed == ["a"]
+    records = [json.loads((folder / task / "finetune_report.json").read_text()) for task in "ab"]
+    assert records[0]["start"] == records[1]["start"]
+
+
 def test_the_guide_gives_a_base_model_its_head_and_trains_it(folder, monkeypatch):
     monkeypatch.chdir(folder)
     write_headless(folder, "minilm")

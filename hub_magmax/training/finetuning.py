@@ -159,6 +159,8 @@ class _TaskTrainer:
     processes: Processes
     report: Report
     progress: ProgressBar
+    #: Those that were hashed, by their names.
+    starts: dict[str, Start] = field(default_factory=dict)
 
     def made(self, measuring: Measuring | None) -> tuple[Trained, ...]:
         """Train what is missing, all of whose examples are loaded first, and return all tasks."""
@@ -285,7 +287,7 @@ class _TaskTrainer:
         begun = start_name(self.recipe, task)
         doing = f"training {task.name} for {number_of(num_steps, 'step')}, from {begun}"
         with step(doing, self.report):
-            start = locked_start(self.recipe, task)
+            start = self._start(task)
             record = self._record(task, start, rows, num_steps)
             with folder.claimed(record) if self.processes.is_first else nullcontext():
                 model = self._model(start.model)
@@ -327,6 +329,13 @@ class _TaskTrainer:
                     folder.publish()
             self.processes.wait()
         return Trained(task.name, task.model, True, record.loss, record.held_out, scores)
+
+    def _start(self, task: Task) -> Start:
+        """Return what a task begins at; files of the start of several tasks are hashed once."""
+        name = start_name(self.recipe, task)
+        if name not in self.starts:
+            self.starts[name] = locked_start(self.recipe, task)
+        return self.starts[name]
 
     def _told(self, task: Task) -> Report:
         return lambda line: self.report(f"{task.name}: {line}")
