@@ -6,7 +6,7 @@ layers learn. What the layers below make of the test texts is computed once for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -159,16 +159,7 @@ def definitions(folder: Path, seed: int, epochs: int, encoder: Path, nouns: Path
     if not base.is_dir():
         place.mkdir(parents=True, exist_ok=True)
         make_base(encoder, texts.head, base)
-    train = {name: _short(own)[:NUM_TRAIN] for name, own in texts.train.items()}
-    parts = {JOINT: wordnet.CLASSES} | {task: tuple(own) for task, own in wordnet.TASKS.items()}
-    data = {part: place / "data" / f"{part}.jsonl" for part in parts}
-    for part, classes in parts.items():
-        wordnet.write_rows(data[part], {name: train[name] for name in classes})
-    loaded = _loaded(base, "text-classification")
-    test = {name: _short(own)[:NUM_TEST] for name, own in texts.test.items()}
-    frozen = unlearned(base)
-    weights = load_file(base / "model.safetensors")
-    same = {name: value for name, value in weights.items() if any(fnmatchcase(name, glob) for glob in frozen)}
+    loaded, frozen = _loaded(base, "text-classification"), unlearned(base)
     training = {
         "evaluator": "text-classification",
         "batch_size": 16,
@@ -177,13 +168,26 @@ def definitions(folder: Path, seed: int, epochs: int, encoder: Path, nouns: Path
     }
     return Family(
         base,
-        data,
-        {task: _encoded(loaded, {name: test[name] for name in own}) for task, own in wordnet.TASKS.items()},
+        _written(place / "data", texts.train),
+        {task: _encoded(loaded, texts.test, classes) for task, classes in wordnet.TASKS.items()},
         training,
         epochs,
         seed,
-        RefilledModel(loaded, same),
+        RefilledModel(loaded, _matching(load_file(base / "model.safetensors"), frozen)),
     )
+
+
+def _written(folder: Path, texts: Mapping[str, Sequence[str]]) -> dict[str, Path]:
+    """Write the short definitions that each task learns from, and all of them; return the files by name."""
+    parts = {JOINT: wordnet.CLASSES} | {task: tuple(own) for task, own in wordnet.TASKS.items()}
+    for part, classes in parts.items():
+        rows = {name: _short(texts[name])[:NUM_TRAIN] for name in classes}
+        wordnet.write_rows(folder / f"{part}.jsonl", rows)
+    return {part: folder / f"{part}.jsonl" for part in parts}
+
+
+def _matching(weights: Weights, globs: Sequence[str]) -> Weights:
+    return {name: value for name, value in weights.items() if any(fnmatchcase(name, glob) for glob in globs)}
 
 
 def _loaded(checkpoint: Path, evaluator: str) -> LoadedModel:
@@ -195,9 +199,9 @@ def _short(texts: Sequence[str]) -> list[str]:
     return [text for text in texts if len(text.split()) <= MAX_WORDS]
 
 
-def _encoded(model: LoadedModel, texts: Mapping[str, Sequence[str]]) -> list[Batch]:
-    """Return texts by class as one batch; short texts need little padding."""
+def _encoded(model: LoadedModel, texts: Mapping[str, Sequence[str]], classes: Iterable[str]) -> list[Batch]:
+    """Return short definitions of some classes as one batch; they need little padding."""
     numbers = model.network.config.label2id
-    labels = [numbers[name] for name, own in texts.items() for _ in own]
-    every = [text for own in texts.values() for text in own]
-    return [Batch(dict(model.processor(every, padding=True, return_tensors="pt")), torch.tensor(labels))]
+    pairs = [(text, numbers[name]) for name in classes for text in _short(texts[name])[:NUM_TEST]]
+    encoded = model.processor([text for text, _ in pairs], padding=True, return_tensors="pt")
+    return [Batch(dict(encoded), torch.tensor([label for _, label in pairs]))]
