@@ -136,17 +136,17 @@ def in_rounds(family: Family, folder: Path, method: str, rounds: int) -> Iterato
     """Yield the right answers of rounds under each preference, and of one in the last merge alone."""
     row = {"run": "rounds", "method": method, "rounds": rounds}
     first = _first_round(family, folder, rounds)
-    for preference, weights in PREFERENCES.items():
-        run = folder / f"{rounds}-{method}-{preference}"
-        made = run / "merged.rounds"
-        shutil.copytree(first, made / "1" / "tasks", copy_function=os.link)
-        hm.alternate(family.recipe(run, family.tasks, method, weights, rounds))
+    runs = {preference: folder / f"{rounds}-{method}-{preference}" for preference in PREFERENCES}
+    for preference, run in runs.items():
+        shutil.copytree(first, run / "merged.rounds" / "1" / "tasks", copy_function=os.link)
+        hm.alternate(family.recipe(run, family.tasks, method, PREFERENCES[preference], rounds))
         yield row | {"preference": preference, "right": family.right(_weights(run / "merged"))}
-        if preference == "uniform":
-            start = _weights(made / str(rounds - 1) / "model")
-            last = _all_weights(family, made / str(rounds) / "tasks")
-            merged = _merged(start, last, method, PREFERENCES["skewed"], None)
-            yield row | {"preference": LAST, "right": family.right(merged)}
+    made = runs["uniform"] / "merged.rounds"
+    start = _weights(made / str(rounds - 1) / "model")
+    last = _all_weights(family, made / str(rounds) / "tasks")
+    merged = _merged(start, last, method, PREFERENCES["skewed"], None)
+    yield row | {"preference": LAST, "right": family.right(merged)}
+    for run in runs.values():
         shutil.rmtree(run)
 
 

@@ -1,7 +1,9 @@
 """The table of rounds against one merge: worked by hand on two seeds, and what the page says."""
 
 import pytest
+import torch
 
+import hub_magmax as hm
 from benchmarks import alternating
 
 ROW = {"run": "rounds", "method": "average", "preference": "uniform"}
@@ -33,6 +35,19 @@ def test_a_gain_is_paired_by_seed():
     # By hand: differences 10 and 20 have the mean 15 and the standard error 5; t is 12.706 for one degree.
     assert alternating.gain({"0": 60, "1": 70}, {"0": 50, "1": 50, "2": 0}) == "+15.0 [-48.5, +78.5]"
     assert alternating.gain({"0": 60}, {"0": 50}) == ""
+
+
+@pytest.mark.parametrize("method", alternating.METHODS)
+def test_tensors_that_no_task_changed_are_left_out_without_effect(method):
+    base = {"head": torch.randn(3, 40), "learned": torch.randn(5, 40), "other": torch.randn(7)}
+    tasks = {
+        name: base | {key: base[key] + torch.randn(base[key].shape) for key in ("learned", "other")}
+        for name in "ab"
+    }
+    found = alternating._merged(base, tasks, method, (0.7, 0.3), 0.5)
+    whole = hm.merge_state_dicts(base, tasks, method={"name": method, "scaling": 0.5}, preference=[0.7, 0.3])
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
 def test_seeds_that_are_not_finished_are_left_out():
