@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -237,6 +238,32 @@ def test_rules_that_the_error_proposes_give_the_model_of_base_or_task(tmp_path, 
     for rules, kind in zip(proposed, [base, BertForSequenceClassification], strict=True):
         folder = merged(tmp_path, *rules, path=kind.__name__)
         assert opened(kind, folder).config.architectures == [kind.__name__]
+
+
+def test_adapter_of_a_classifier_gives_its_head_by_the_rules_that_the_error_proposes(tmp_path):
+    shared = BertModel(BertConfig(**SMALL, vocab_size=40, max_position_embeddings=20))
+    write(tmp_path, shared, copy.deepcopy(shared))
+    shutil.rmtree(tmp_path / "one")
+    (tmp_path / "one").mkdir()
+    width = shared.config.hidden_size
+    weights = {
+        "bert.encoder.layer.0.attention.self.query.lora_A.weight": torch.ones(2, width),
+        "bert.encoder.layer.0.attention.self.query.lora_B.weight": torch.full((width, 2), 0.1),
+        "classifier.weight": torch.ones(3, width),
+        "classifier.bias": torch.zeros(3),
+    }
+    stored = {f"base_model.model.{name}": value for name, value in weights.items()}
+    save_file(stored, tmp_path / "one" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "task_type": "SEQ_CLS"}
+    (tmp_path / "one" / "adapter_config.json").write_text(
+        json.dumps(config | {"target_modules": ["query"], "modules_to_save": ["classifier"]})
+    )
+    with pytest.raises(MismatchError, match="For a BertForSequenceClassification, as one is: ") as error:
+        planned(tmp_path)
+    rules = yaml.safe_load(re.findall(r"tensors: (\[.*?\])", str(error.value))[1])
+    model = opened(AutoModelForSequenceClassification, merged(tmp_path, *rules))
+    assert type(model) is BertForSequenceClassification and model.config.num_labels == 3
+    assert torch.equal(model.classifier.weight.data, torch.ones(3, width))
 
 
 def test_labels_without_names_are_counted(tmp_path):

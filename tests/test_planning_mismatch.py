@@ -113,9 +113,10 @@ def test_advice_to_rename_leads_to_the_merged_model(tmp_path: Path) -> None:
     assert all(found[name].equal(value + name.startswith("encoder")) for name, value in base.items())
 
 
-def test_no_rule_is_proposed_for_another_layout_of_the_same_numbers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["", "inner."])
+def test_no_rule_is_proposed_for_another_layout_of_the_same_numbers(tmp_path: Path, start: str) -> None:
     parts = {f"layers.{n}.attn.{p}.weight": torch.ones(4, 4) for n in range(2) for p in "abc"}
-    whole = {f"layers.{n}.attn.abc.weight": torch.ones(12, 4) for n in range(2)}
+    whole = {f"{start}layers.{n}.attn.abc.weight": torch.ones(12, 4) for n in range(2)}
     message = refused(write(tmp_path, base=parts | BASE, one=moved(whole | BASE)))
     assert "looks like another layout of the same numbers" in message
     assert "save_original_format=False" in message and "take:" not in message

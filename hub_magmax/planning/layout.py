@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from hub_magmax.checkpoints.index import (
     EXACT_DTYPES,
@@ -20,6 +20,7 @@ from hub_magmax.kernels.chunk import LOOP_DTYPES
 from hub_magmax.kernels.dtypes import ITEM_BYTES
 from hub_magmax.planning.fitting.architectures import check_heads
 from hub_magmax.planning.fitting.mismatch import refuse_differences
+from hub_magmax.planning.fitting.other_heads import other_heads
 from hub_magmax.planning.layers import LAYERS_REASON, in_order_of_blocks
 from hub_magmax.planning.plan import EXACT_REASON, MEAN, Plan, Shard, TensorJob
 from hub_magmax.planning.reads import bytes_looked_at, bytes_read
@@ -57,7 +58,8 @@ def make_plan(recipe: Recipe, lock: Lock, opened: Mapping[str, TensorSource]) ->
     copies = copies_in(lock, base, rules)
     own = without_copies(indexes, copies)
     layered = taken_by_layers(lock, indexes)
-    refuse_differences({**own, **without_copies(bases, copies)}, rules, layered, lock.sources)
+    heads = partial(other_heads, lock, opened)
+    refuse_differences({**own, **without_copies(bases, copies)}, rules, layered, heads)
     check_heads(lock.sources, rules)
     added = _added_names(indexes, rules, layered)
     names = in_order_of_blocks(own["base_model"].tensors, added, lock)

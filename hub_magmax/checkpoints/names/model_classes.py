@@ -77,6 +77,23 @@ def tied_head(config: Mapping[str, Any], auto_class: str) -> tuple[str, str] | N
     return None
 
 
+def tensors_of_class(config: Mapping[str, Any], model_class: str) -> tuple[str, frozenset[str]]:
+    """Return the class's name and its tensors' names for a configuration; empty where nothing tells.
+
+    Args:
+        config: Values of a checkpoint's config.json; the model is built without memory.
+        model_class: Name of a class of transformers, also of one such as `AutoModelForCausalLM`.
+    """
+    with suppress(Exception):  # whatever a class says to a configuration that it does not know
+        import transformers
+
+        named = getattr(transformers, model_class)
+        with torch.device("meta"):
+            model = getattr(named, "from_config", named)(_config_of(config))
+        return type(model).__name__, frozenset(model.state_dict())
+    return "", frozenset()
+
+
 def as_loaded(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return all values of a configuration as transformers takes them; empty where it does not know it."""
     with suppress(Exception):  # whatever a class says to values that it does not expect

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.names.matching import Matching, match_names
@@ -130,25 +131,38 @@ def _renumbered(
 def _in_another_layout(
     index: CheckpointIndex, base: CheckpointIndex, missing: Sequence[str], surplus: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return tensors of layers in which both sides have as many elements that the other one lacks."""
-    mine, theirs = _by_layer(surplus), _by_layer(missing)
-    own, others = set[str](), set[str]()
-    for layer in theirs.keys() & mine.keys():
-        count = sum(index.tensors[name].num_elements for name in mine[layer])
-        if count and count == sum(base.tensors[name].num_elements for name in theirs[layer]):
-            own.update(mine[layer])
-            others.update(theirs[layer])
-    return tuple(name for name in surplus if name in own), tuple(name for name in missing if name in others)
+    """Return tensors of layers in which both sides have as many elements that the other one lacks.
+
+    Layers are those of one name, or of one number where there are none: an inner model can be renamed too.
+    """
+    for is_named in (True, False):
+        mine, theirs = _by_layer(surplus, is_named=is_named), _by_layer(missing, is_named=is_named)
+        alike = [
+            layer
+            for layer in theirs.keys() & mine.keys()
+            if 0 < _num_elements(index, mine[layer]) == _num_elements(base, theirs[layer])
+        ]
+        if alike:
+            return _in_layers(alike, mine), _in_layers(alike, theirs)
+    return (), ()
 
 
-def _by_layer(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return names by what stands before and with their first number."""
+def _in_layers(layers: Iterable[str], names: Mapping[str, list[str]]) -> tuple[str, ...]:
+    return tuple(sorted(chain.from_iterable(names[layer] for layer in layers)))
+
+
+def _num_elements(index: CheckpointIndex, names: Iterable[str]) -> int:
+    return sum(index.tensors[name].num_elements for name in names)
+
+
+def _by_layer(names: Iterable[str], *, is_named: bool) -> dict[str, list[str]]:
+    """Return names by their first number, with what stands before it if that names the layer too."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
         segments = name.split(".")
         first = next((place for place, segment in enumerate(segments) if segment.isdecimal()), None)
         if first is not None:
-            found[".".join(segments[: first + 1])].append(name)
+            found[".".join(segments[0 if is_named else first : first + 1])].append(name)
     return found
 
 

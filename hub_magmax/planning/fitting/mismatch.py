@@ -6,7 +6,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from hub_magmax.checkpoints.index import (
     EXACT_DTYPES,
@@ -18,11 +17,10 @@ from hub_magmax.checkpoints.index import (
 from hub_magmax.checkpoints.recognition import Refusal
 from hub_magmax.checkpoints.stored_otherwise import part_of_one, unlike
 from hub_magmax.errors import MismatchError
-from hub_magmax.planning.fitting.architectures import classes_of
 from hub_magmax.planning.fitting.globs import grouped, rules_for
 from hub_magmax.planning.fitting.lookalikes import SAVE_AGAIN, lookalikes
+from hub_magmax.planning.fitting.other_heads import OtherHead
 from hub_magmax.planning.statistics import kind_of, may_lack
-from hub_magmax.recipe.lockfile import LockedSource
 from hub_magmax.recipe.tensor_rules import TensorRule, rule_for
 from hub_magmax.text import listed, number_of, shown
 
@@ -65,7 +63,7 @@ def refuse_differences(
     indexes: Indexes,
     rules: Sequence[TensorRule],
     layered: Collection[str] = (),
-    sources: Mapping[str, LockedSource] = MappingProxyType({}),
+    heads: Callable[[], Iterable[OtherHead]] = tuple,
 ) -> None:
     """Raise MismatchError if tensors differ in name, shape or kind, and no rule is about them.
 
@@ -73,14 +71,13 @@ def refuse_differences(
         indexes: Of `base_model` and every task.
         rules: The recipe's, for tensors.
         layered: Names of tensors that a stack of layers takes from one source.
-        sources: Name the model classes; one with another class than the base model's may have another head.
+        heads: Returns the tasks with another head than the base model's; asked where tensors differ.
     """
     base, is_ruled = indexes["base_model"], _ruled(indexes, rules).union(layered).__contains__
     others = [index for index in indexes.values() if index is not base]
     facts = [fact for index in (base, *others) for fact in _facts(index, base, is_ruled)]
     if facts:
-        classes = {name: classes_of(source) for name, source in sources.items()}
-        raise _error(facts, base, indexes, classes)
+        raise _error(facts, base, indexes, heads)
 
 
 def _ruled(indexes: Indexes, rules: Sequence[TensorRule]) -> set[str]:
@@ -192,10 +189,13 @@ def _are_mergeable(own: TensorInfo, base: TensorInfo) -> bool:
 
 
 def _error(
-    facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes, classes: Mapping[str, str]
+    facts: Sequence[_Fact],
+    base: CheckpointIndex,
+    indexes: Indexes,
+    heads: Callable[[], Iterable[OtherHead]],
 ) -> MismatchError:
     """Return one error for all facts, with the steps and the rules that settle them."""
-    hint = " ".join([*_steps(facts), *_settled(facts, base, indexes), *_of_task(facts, indexes, classes)])
+    hint = " ".join([*_steps(facts), *_settled(facts, base, indexes), *_of_task(facts, indexes, heads())])
     if len(facts) == 1 and facts[0].alone:
         what, expected = facts[0].alone
         where = f"{facts[0].label}, tensor {facts[0].names[0]!r}"
@@ -235,17 +235,15 @@ def _rules(takes: Mapping[str, str], indexes: Indexes) -> str:
     return f"tensors: [{', '.join(rules)}]"
 
 
-def _of_task(facts: Sequence[_Fact], indexes: Indexes, classes: Mapping[str, str]) -> Iterator[str]:
-    """Yield the rules that give the merged model the head of the first task whose class has another one."""
-    base = indexes["base_model"]
+def _of_task(facts: Sequence[_Fact], indexes: Indexes, heads: Iterable[OtherHead]) -> Iterator[str]:
+    """Yield the rules that give the merged model the head of the first task that has another one."""
     takes = {name: fact.take for fact in facts if fact.take for name in fact.names}
-    for task, index in indexes.items():
-        if not _lacking(index, base) or classes.get(task, "") in ("", classes.get("base_model", "")):
-            continue
-        own = dict.fromkeys(_lacking(base, index), "nothing") | dict.fromkeys(_lacking(index, base), task)
-        theirs = {name: own.get(name, take) for name, take in takes.items()}
-        if theirs != takes:
-            yield f"For a {classes[task]}, as {task} is: {_rules(theirs, indexes)}."
+    if "nothing" not in takes.values():
+        return
+    for head in heads:
+        if surplus := _lacking(indexes[head.task], indexes["base_model"]):
+            theirs = takes | dict.fromkeys(head.unused, "nothing") | dict.fromkeys(surplus, head.task)
+            yield f"For a {head.model_class}, as {head.task} is: {_rules(theirs, indexes)}."
             return
 
 

@@ -30,6 +30,7 @@ from hub_magmax.checkpoints.opening import as_stored
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.checkpoints.ties.tied import ties_of
 from hub_magmax.errors import MismatchError
+from hub_magmax.planning.fitting.other_heads import other_heads
 from hub_magmax.planning.output_config.num_layers import Layers
 from hub_magmax.planning.output_config.sizes import (
     CLASSIFIER,
@@ -269,12 +270,24 @@ class _Agreement:
         """Yield the class of a source that has the output's tensors, if the configuration's has others."""
         if self._names(self.files_from) == self.jobs.keys() - self._tied:
             return
-        for source in self.sources:
-            stated = stated_config(self.sources[source]).get("architectures")
-            if stated and self._names(source) == self.jobs.keys() - self._tied:
-                if stated != self.config.get("architectures"):
-                    yield ConfigChange(("architectures",), self.config.get("architectures"), stated)
-                return
+        own = self.config.get("architectures")
+        fitting = [
+            stated
+            for name, source in self.sources.items()
+            if (stated := stated_config(source).get("architectures"))
+            and self._names(name) == self.jobs.keys() - self._tied
+        ]
+        found = next(iter(fitting or self._of_adapters()), own)
+        if found != own:
+            yield ConfigChange(("architectures",), own, found)
+
+    def _of_adapters(self) -> Iterator[list[str]]:
+        """Yield the classes of adapters whose head is in the output."""
+        adapters = {name for name, task in self.plan.lock.tasks.items() if task.adapter_config}
+        taken = {job.source for name, job in self.jobs.items() if name not in self.before} & adapters
+        if taken:
+            heads = other_heads(self.plan.lock, self.sources)
+            yield from ([head.model_class] for head in heads if head.task in taken)
 
     def _names(self, source: str) -> set[str]:
         """Return the tensors of a source, tied ones once."""
