@@ -29,6 +29,10 @@ RENAMED: list[tuple[dict[str, Any], dict[str, str]]] = [
         },
     ),
     (
+        {"model_type": "nemotron_h", "time_step_limit": [0.0, {"__float__": "Infinity"}]},
+        {"backbone.embeddings.weight": "model.embeddings.weight", "lm_head.weight": "lm_head.weight"},
+    ),
+    (
         {"model_type": "bert", "architectures": ["BertForMaskedLM"], "num_hidden_layers": 1},
         {
             "bert.encoder.layer.0.output.LayerNorm.gamma": "bert.encoder.layer.0.output.LayerNorm.weight",

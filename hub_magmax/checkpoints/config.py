@@ -115,3 +115,12 @@ def counts_at(config: Mapping[str, Any], key: str) -> dict[Path, int]:
 def is_count(value: Any) -> bool:
     """Say whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def with_special_floats(value: Any) -> Any:
+    """Return a configuration with numbers for `{"__float__": "Infinity"}`, as transformers writes these."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: with_special_floats(inner) for key, inner in value.items()}
+    return [*map(with_special_floats, value)] if isinstance(value, list) else value

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from hub_magmax.checkpoints.config import with_special_floats
+
 #: Operations of the tables that put tensors beside each other or take them apart.
 _BESIDE = ("Concatenate", "Chunk", "Split")
 
@@ -237,7 +239,7 @@ def _model_of(config: Mapping[str, Any]) -> Any:
             from transformers import AutoConfig
 
             stated = {key: value for key, value in config.items() if key not in _ASIDE}
-            built = AutoConfig.for_model(config["model_type"], **stated)
+            built = AutoConfig.for_model(config["model_type"], **with_special_floats(stated))
             with torch.device("meta"):
                 return _class_of(built)(built)
         except Exception:  # whatever a configuration of a stranger makes a class raise: then it is not known

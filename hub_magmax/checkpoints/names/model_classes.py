@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from hub_magmax.checkpoints.config import levels
+from hub_magmax.checkpoints.config import levels, with_special_floats
 from hub_magmax.kernels.lazy_imports import torch
 
 #: Says in config.json whether a model's embeddings and heads are one parameter.
@@ -112,5 +112,5 @@ def _config_of(config: Mapping[str, Any]) -> Any | None:
     with suppress(Exception):
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        return CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
+        return CONFIG_MAPPING[config["model_type"]].from_dict(with_special_floats(config))
     return None
