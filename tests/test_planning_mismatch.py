@@ -122,6 +122,12 @@ def test_no_rule_is_proposed_for_another_layout_of_the_same_numbers(tmp_path: Pa
     assert "save_original_format=False" in message and "take:" not in message
 
 
+def test_biases_of_rows_are_matched_with_the_rows(tmp_path: Path) -> None:
+    rows = {n: {"embed.weight": torch.ones(n, 3), "head.bias": torch.ones(n)} for n in (8, 10)}
+    message = refused(write(tmp_path, base=rows[8] | BASE, one=moved(rows[10] | BASE)))
+    assert 'token_rows: ["embed.weight", "head.bias"]' in message
+
+
 def test_no_rule_is_proposed_for_axes_in_another_order(tmp_path: Path) -> None:
     experts = {f"layers.{n}.experts.gate_up": torch.randn(2, 6, 4) for n in range(3)}
     turned = {name: value.transpose(1, 2).contiguous() for name, value in experts.items()}
