@@ -22,9 +22,9 @@ the parts of the data, what is drawn in learning, and the targets.
 
 In short: no rule wins everywhere. A preference gains accuracy in the mean on definitions and digits, hardly
 on sentiment, and the worst task of a target often pays for it. Under one preference `ties` leads on
-definitions and sentiment among methods without training examples, level with `agreement` on the first and
-with Tunable MAGMAX on the second, and `agreement` on digits, where it was designed. Who has training
-examples of the tasks does far better with them on definitions. Few seeds leave most claims undecided.
+definitions among methods without training examples, level with `agreement`; on sentiment `wudi`, `ties` and
+Tunable MAGMAX are level; on digits `agreement` leads, where it was designed. Who has training examples of
+the tasks does far better with them on definitions. Few seeds leave most claims undecided.
 """
 
 OWN_HEAD = "# Experiments\n\nWritten by `python -m benchmarks.continual` from the results in this folder.\n"
