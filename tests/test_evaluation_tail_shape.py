@@ -77,9 +77,9 @@ def test_a_heavier_tail_of_the_same_mean_and_cvar_is_claimed():
 def test_samples_of_one_distribution_pass_less_than_once_in_twenty():
     generator = np.random.default_rng(7)
     protocol = replace(LOOSE, shape_margin=0.7)
-    pairs = (tuple(generator.exponential(size=(2, 300))) for _ in range(200))
+    pairs = (tuple(generator.exponential(size=(2, 300))) for _ in range(80))
     passed = [all(gate.is_passed for gate in Gates(pair, None, False, protocol, 0).look()) for pair in pairs]
-    assert sum(passed) < 10
+    assert sum(passed) < 4
 
 
 def test_scores_that_saturate_are_refused_with_their_bounds_and_without():

@@ -143,37 +143,59 @@ assert find_processes().count == 2 and dist.is_initialized()
     assert (done.stdout, done.returncode) == ("ended\n", 0), done.stderr
 
 
-def launch(*arguments: str, num_processes: int = 2) -> subprocess.CompletedProcess[str]:
+def launch(
+    *arguments: str, num_processes: int = 2, program: tuple[str, ...] = ("-m", "hub_magmax")
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
     command += ["--num_processes", str(num_processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", "0", "-m", "hub_magmax", *arguments]
+    command += ["--main_process_port", "0", *program, *arguments]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=300)
 
 
+#: Runs several recipes in the same processes, which take seconds to start.
+RUN_ALL = """
+import sys
+from hub_magmax.cli import main
+for recipe in sys.argv[1:]:
+    main(["run", recipe], standalone_mode=False)
+"""
+
+
 @pytest.mark.parametrize(
-    ("method", "num_processes"),
+    ("num_processes", "methods"),
     [
-        ("tunable_magmax", 2),
-        ({"name": "tunable_magmax", "scope": "model"}, 4),
-        ({"name": "ties", "rescale": "norm"}, 2),
-        ({"name": "ties", "rescale": "norm", "scope": "model"}, 2),
+        (
+            2,
+            [
+                {"name": "tunable_magmax"},
+                {"name": "ties", "rescale": "norm"},
+                {"name": "ties", "rescale": "norm", "scope": "model"},
+            ],
+        ),
+        (4, [{"name": "tunable_magmax", "scope": "model"}]),
     ],
-    ids=str,
+    ids=["two", "four"],
 )
-def test_processes_give_the_same_bytes_as_one(tmp_path, method, num_processes):
+def test_processes_give_the_same_bytes_as_one(tmp_path, num_processes, methods):
     write_family(tmp_path, "abc", shapes={f"layer.{i}.weight": (40, 30) for i in range(6)})
-    output = {"path": "two", "shard_size": "10KB"}
-    recipe = write_recipe(tmp_path, method=method, preference={"geometric": {"ratio": 2}}, output=output)
-    done = launch("run", str(recipe), num_processes=num_processes)
+    recipes = []
+    for number, method in enumerate(methods):
+        output = {"path": f"several-{number}", "shard_size": "10KB"}
+        recipe = write_recipe(tmp_path, method=method, preference={"geometric": {"ratio": 2}}, output=output)
+        recipes.append(str(recipe.rename(tmp_path / f"{number}.yaml")))
+    program = tmp_path / "run_all.py"
+    program.write_text(RUN_ALL)
+    done = launch(*recipes, num_processes=num_processes, program=(str(program),))
     assert done.returncode == 0, done.stderr
-    words = ["merge", str(recipe), "--output", str(tmp_path / "one"), "--json"]
-    one = CliRunner().invoke(main, words, catch_exceptions=False)
-    assert one.exit_code == 0, one.stderr
-    two = json.loads((tmp_path / "two" / "merge_report.json").read_text())
-    assert len(two["shards"]) == 3
-    assert two["shards"] == json.loads(one.stdout)["shards"]
-    assert (tmp_path / "two" / "README.md").is_file()
+    for number, recipe in enumerate(recipes):
+        words = ["merge", recipe, "--output", str(tmp_path / f"one-{number}"), "--json"]
+        one = CliRunner().invoke(main, words, catch_exceptions=False)
+        assert one.exit_code == 0, one.stderr
+        several = json.loads((tmp_path / f"several-{number}" / "merge_report.json").read_text())
+        assert len(several["shards"]) == 3
+        assert several["shards"] == json.loads(one.stdout)["shards"]
+        assert (tmp_path / f"several-{number}" / "README.md").is_file()
 
 
 @pytest.mark.slow
