@@ -511,7 +511,7 @@ def test_changed_alpha_is_a_changed_lock(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "reason"),
     [
-        ({"base_model": "./lora"}, CheckpointError, "the base model is an adapter"),
+        ({"base_model": "./lora"}, CheckpointError, r"the base model is an adapter.*merge_and_unload"),
         ({"output": {"files_from": "a"}}, RecipeError, "a is an adapter"),
         (
             {"adapters": "sequence", "tasks": [{"name": "a", "model": "./base"}]},

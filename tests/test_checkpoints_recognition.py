@@ -315,6 +315,13 @@ def test_adapter_beside_whole_weights_is_refused_and_the_weights_can_be_named(tm
     assert same(merged(tmp_path, "./a/model.safetensors"), two["a"])
 
 
+def test_adapter_without_its_weights_is_named(tmp_path, two):
+    (tmp_path / "a" / "model.safetensors").unlink()
+    (tmp_path / "a" / "adapter_config.json").write_text("{}")
+    error = str(refusal(tmp_path))
+    assert "a PEFT adapter (adapter_config.json) without adapter_model.safetensors" in error
+
+
 def test_shards_without_an_index_get_one_by_the_command_in_the_message(tmp_path, two):
     (tmp_path / "a" / "model.safetensors").unlink()
     shards(tmp_path / "a", two["a"])

@@ -148,6 +148,11 @@ def test_a_task_named_twice_is_refused():
     assert "the name 'a' is used twice" in refusal_of(tasks=tasks)
 
 
+@pytest.mark.parametrize("name", ["base_model", "nothing"])
+def test_names_that_rules_take_are_those_of_no_task(name):
+    assert f"'{name}' is taken" in refusal_of(tasks=[{"name": name, "model": "./a"}])
+
+
 def test_take_must_name_a_source():
     assert "there is no task 'd'" in refusal_of(tensors=[{"match": "*", "take": "d"}])
 
@@ -166,6 +171,7 @@ def test_key_written_twice_is_refused(tmp_path):
         ("", "not a mapping"),
         ("a: &x [1]\nb: *x\n", "anchors and aliases"),
         ("a:\n\tb: 1\n", "indented by spaces, and not by tabs"),
+        ("a: 1\n---\nb: 2\n", "A file holds one recipe"),
         ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
         ("[" * 5000, "recipe.yaml"),
         ("a: 2001-99-99\n", "recipe.yaml"),

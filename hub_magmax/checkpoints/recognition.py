@@ -195,7 +195,11 @@ def _other_format(listing: Listing) -> Refusal | None:
 def _pickled(listing: Listing) -> Refusal | None:
     pickles = pickles_among(listing.sizes)
     if not pickles:
-        return None
+        what = f"a PEFT adapter ({ADAPTER_CONFIG_NAME}) without {ADAPTER_NAME}"
+        is_adapter = ADAPTER_CONFIG_NAME in listing.sizes
+        return (
+            Refusal(what, "both", "Download or copy the adapter again, completely.") if is_adapter else None
+        )
     if all(PurePath(path).stem == "adapter_model" for path in pickles):
         return Refusal(
             f"a PEFT adapter with pickled weights ({pickles[0]}), which are never loaded",

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from hub_magmax.checkpoints.adapters.config import materialise
 from hub_magmax.checkpoints.config import stated_config
 from hub_magmax.checkpoints.damaged_files import refuse_damaged
 from hub_magmax.checkpoints.data_statistics import open_statistics
@@ -47,6 +48,7 @@ def check_adapters(recipe: Recipe, sources: Mapping[str, LockedSource]) -> None:
                 f"the {base.replace('_', ' ')} is an adapter",
                 where=sources[base].label,
                 expected="the whole model that the adapters were trained on",
+                hint=materialise("Name that, or merge this one into its own base model first"),
             )
     if (name := recipe.output.files_from) in adapters:
         raise RecipeError(

@@ -140,8 +140,8 @@ def _task_problems(recipe: Recipe) -> Iterator[Problem]:
         text = "the key 'tasks' is required" if is_missing else "[] should hold at least 1"
         yield Problem("missing_key" if is_missing else "value", text, key=("tasks",), hint=SEE_SCHEMA)
     for index, name in enumerate(recipe.task_names):
-        if name == "base_model":
-            yield conflict(("tasks", index, "name"), "'base_model' is taken", "choose another name")
+        if name in ("base_model", "nothing"):  # which rules take
+            yield conflict(("tasks", index, "name"), f"{name!r} is taken", "choose another name")
         elif name in recipe.task_names[:index]:
             first = recipe.task_names.index(name)
             text = f"the name {name!r} is used twice, first by tasks.{first}"

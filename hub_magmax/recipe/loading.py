@@ -138,7 +138,7 @@ def text_of(file: IO[bytes], name: str, folder: Path, *, is_stream: bool = True)
     try:
         return RecipeText(content.decode(), name, folder, is_stream)
     except UnicodeDecodeError as error:
-        raise _unreadable(name, "not UTF-8 text") from error
+        raise _unreadable(name, "not UTF-8 text", "Save it as UTF-8.") from error
 
 
 def _unreadable(name: str, reason: str, near: str = "") -> RecipeError:

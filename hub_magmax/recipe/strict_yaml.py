@@ -84,6 +84,13 @@ class Read(NamedTuple):
     written: dict[KeyPath, str]
 
 
+#: What to do, by a part of what is wrong in the words of PyYAML.
+_HINTS = {
+    r"'\t'": "YAML is indented by spaces, and not by tabs.",
+    "another document": "A file holds one recipe: remove the line --- and what is not of this one.",
+}
+
+
 def read_yaml(text: str, where: str) -> Read:
     """Return the values in `text`, with their lines and how they are written."""
     read = Read(None, {}, {})
@@ -97,8 +104,8 @@ def read_yaml(text: str, where: str) -> Read:
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "not valid YAML"
         mark = getattr(error, "problem_mark", None)
-        is_tab = r"'\t'" in problem
-        hint = "YAML is indented by spaces, and not by tabs." if is_tab else "Check the indentation there."
+        hints = (hint for sign, hint in _HINTS.items() if sign in problem)
+        hint = next(hints, "Check the indentation there.")
         found = _error(f"not valid YAML: {problem}", mark, hint=hint)
         raise _in_file(found, where) from error
     except RecipeError as error:
