@@ -270,6 +270,18 @@ def test_every_method_merges_what_stands_written_out(tmp_path, method, target):
     assert all(out["by token"][name].equal(tensor) for name, tensor in out["by hand"].items())
 
 
+def test_rows_that_lie_beside_each_other_are_matched_by_token():
+    rows = {"base_model": {"x": 1.0, "y": 2.0}, "a": {"y": 4.0, "new": 9.0, "x": 3.0}}
+    sources = {
+        name: MemorySource.from_tensors({"final_logits_bias": torch.tensor([[*values.values()]])}, name)
+        for name, values in rows.items()
+    }
+    vocabularies = {name: dict(enumerate(values)) for name, values in rows.items()}
+    found = with_token_rows(sources, vocabularies, "base_model", ["final_logits_bias"])["a"]
+    assert found.index.tensors["final_logits_bias"].shape == (1, 2)
+    assert found.read("final_logits_bias", 0, 2).tolist() == [3, 4]
+
+
 def test_task_without_a_token_of_the_base_model_alone_gives_its_row(folder):
     recipe = recipe_of(
         folder, method="single_task", token_rows=list(NAMES), preference={"weights": {"a": 0, "b": 1}}

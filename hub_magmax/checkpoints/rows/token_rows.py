@@ -21,7 +21,14 @@ from itertools import pairwise
 import numpy as np
 
 from hub_magmax.checkpoints.index import MERGEABLE_DTYPES, CheckpointIndex, TensorInfo
-from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, Key, OutputRows, RowChoice, Vocabulary
+from hub_magmax.checkpoints.rows.vocabulary import (
+    TOKENIZER_NAME,
+    Key,
+    OutputRows,
+    RowChoice,
+    Vocabulary,
+    num_rows,
+)
 from hub_magmax.checkpoints.source import ComputedRows, TensorSource
 from hub_magmax.errors import CheckpointError, MismatchError, RecipeError
 from hub_magmax.kernels.lazy_imports import Tensor, torch
@@ -124,11 +131,11 @@ def _matched(source: TensorSource, globs: Sequence[str]) -> tuple[str, ...]:
 def _check_borrowed(source: TensorSource, base: TensorSource, names: Iterable[str]) -> None:
     for name in names:
         found, expected = source.index.tensors.get(name), base.index.tensors.get(name)
-        if found and expected and found.shape[:1] != expected.shape[:1]:
+        if found and expected and num_rows(found) != num_rows(expected):
             raise MismatchError(
-                f"{found.shape[0]} rows and no {TOKENIZER_NAME}, so their tokens are not known",
+                f"{num_rows(found)} rows and no {TOKENIZER_NAME}, so their tokens are not known",
                 where=f"{source.label}, tensor {shown(name)}",
-                expected=f"{expected.shape[0]} rows as in {base.label}, or a tokenizer",
+                expected=f"{num_rows(expected)} rows as in {base.label}, or a tokenizer",
                 hint="Save the checkpoint's tokenizer beside it with transformers' `save_pretrained`.",
             )
 
@@ -175,7 +182,7 @@ class _Family:
     def _keys(self, source: str, name: str) -> list[Key]:
         """Return the token of each row of a tensor, or the row's number."""
         info = self.sources[source].index.tensors.get(name)
-        return [self._vocabularies[source].get(row, row) for row in range(info.shape[0] if info else 0)]
+        return [self._vocabularies[source].get(row, row) for row in range(num_rows(info) if info else 0)]
 
     def chosen(self, name: str) -> _Chosen:
         """Return the rows about whose origin the recipe says something."""
@@ -217,7 +224,7 @@ class _Family:
         """Return neighbouring rows of a source, flat."""
         found = self.sources[self._names[source]]
         info = found.index.tensors[name]
-        width = info.num_elements // max(info.shape[0], 1)
+        width = info.num_elements // max(num_rows(info), 1)
         return found.read(name, first * width, (first + count) * width)
 
     def mean(self, name: str, row: int, shares: Mapping[str, float]) -> Tensor | None:
@@ -300,12 +307,11 @@ class TokenRows(ComputedRows):
         return CheckpointIndex(index.label, index.shards, {**index.tensors, **changed})
 
     def _reshaped(self, info: TensorInfo) -> TensorInfo:
-        num_rows = len(self._family.keys(info.name))
-        row_bytes = info.num_bytes // max(info.shape[0], 1)
-        stop = info.start_byte + num_rows * row_bytes
-        return TensorInfo(
-            info.name, info.dtype, (num_rows, *info.shape[1:]), info.file, info.start_byte, stop
-        )
+        before, after = num_rows(info), len(self._family.keys(info.name))
+        stop = info.start_byte + after * (info.num_bytes // max(before, 1))
+        is_turned = before != info.shape[0]
+        shape = (1, after) if is_turned else (after, *info.shape[1:])
+        return TensorInfo(info.name, info.dtype, shape, info.file, info.start_byte, stop)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements `[start, stop)` of a tensor, flat; wider than stored where means need it."""
@@ -325,7 +331,7 @@ class TokenRows(ComputedRows):
 
     def _rows(self, name: str, start: int, stop: int) -> Tensor:
         info = self.index.tensors[name]
-        width = info.num_elements // info.shape[0]
+        width = info.num_elements // num_rows(info)
         first, last = start // width, -(-stop // width)
         origins, places = (values[first:last] for values in self._origin(name))
         pieces = [
@@ -343,20 +349,20 @@ class TokenRows(ComputedRows):
             return self._padding(name)
         shares = self._shares_of(name) if origin == _MEAN else dict.fromkeys([*self._family.sources][1:], 1.0)
         found = None if origin == _ZERO else self._family.mean(name, row, shares)
-        return torch.zeros(info.num_elements // info.shape[0]) if found is None else found
+        return torch.zeros(info.num_elements // num_rows(info)) if found is None else found
 
     def _padding(self, name: str) -> Tensor:
         """Return the mean of all rows that are no padding, in float32 unless they are float64."""
         if name not in self._paddings:
-            info, num_rows = self.index.tensors[name], self._family.num_known(name)
-            width = info.num_elements // info.shape[0]
+            info, known = self.index.tensors[name], self._family.num_known(name)
+            width = info.num_elements // num_rows(info)
             total, is_double = torch.zeros(width, dtype=torch.float64), False
-            for first in range(0, num_rows, _BLOCK_ROWS):
-                stop = min(first + _BLOCK_ROWS, num_rows)
+            for first in range(0, known, _BLOCK_ROWS):
+                stop = min(first + _BLOCK_ROWS, known)
                 found = self._rows(name, first * width, stop * width)
                 is_double = found.dtype == torch.float64
                 total += found.to(torch.float64).reshape(-1, width).sum(0)
-            mean = total / max(num_rows, 1)
+            mean = total / max(known, 1)
             self._paddings[name] = mean if is_double else mean.to(torch.float32)
         return self._paddings[name]
 

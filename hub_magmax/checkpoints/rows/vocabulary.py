@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from hub_magmax.checkpoints.index import TensorInfo
 from hub_magmax.checkpoints.pinning import read_side_file
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import CheckpointError, RecipeError
@@ -26,8 +27,14 @@ Key = str | int | None
 ROWS_BY_WORD = (
     r"(shared|embed_tokens|wte|word_embeddings?|tok_embeddings|tokens_embed|embed_in|embed_out|lm_head|"
     r"proj_out|output_projection|vocab_projector|token_embedding|(predictions|lm_head|head)\.decoder|"
-    r"(backbone|rwkv)\.embeddings)\.weight|(predictions|lm_head)\.(decoder\.)?bias"
+    r"(backbone|rwkv)\.embeddings)\.weight|(predictions|lm_head)\.(decoder\.)?bias|final_logits_bias"
 )
+
+
+def num_rows(info: TensorInfo) -> int:
+    """Return the number of rows of a tensor, which BART's `final_logits_bias` has along its last axis."""
+    is_turned = info.name.endswith("final_logits_bias") and info.shape[:1] == (1,)
+    return info.shape[-1 if is_turned else 0]
 
 
 def read_vocabulary(content: bytes, where: str) -> Vocabulary:
@@ -102,7 +109,7 @@ def check_rows(
     known = {source: found or vocabularies["base_model"] or {} for source, found in vocabularies.items()}
     for name in names:
         stored = {source: opened[source].index.tensors.get(name) for source in opened}
-        sizes = {source: info.shape[0] for source, info in stored.items() if info is not None}
+        sizes = {source: num_rows(info) for source, info in stored.items() if info is not None}
         if wanted is not None and len(sizes) == len(stored):
             _check_rows_of(name, wanted, known, sizes)
 

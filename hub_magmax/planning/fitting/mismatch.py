@@ -259,8 +259,9 @@ def _besides(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) ->
     if not resized:
         return ""
     tokens = [name for name in base.tensors if name in resized and _differs_in_rows(name, base, indexes)]
-    vectors = {base.tensors[name].shape[:1] for name in tokens}  # biases of the same rows
-    tokens += [name for name, info in base.tensors.items() if name in resized and info.shape in vectors]
+    sizes = {base.tensors[name].shape[0] for name in tokens}
+    biases = [name for name in base.tensors if name in resized and base.tensors[name].num_elements in sizes]
+    tokens += [name for name in biases if name not in tokens]
     other = " (or a task's name in place of base_model"
     if not tokens:
         return f"{other})"
