@@ -258,10 +258,7 @@ def _besides(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) ->
     resized = {name for fact in facts if fact.step == _TO_KEEP for name in fact.names}
     if not resized:
         return ""
-    tokens = [name for name in base.tensors if name in resized and _differs_in_rows(name, base, indexes)]
-    sizes = {base.tensors[name].shape[0] for name in tokens}
-    biases = [name for name in base.tensors if name in resized and base.tensors[name].num_elements in sizes]
-    tokens += [name for name in biases if name not in tokens]
+    tokens = _by_row([info for name, info in base.tensors.items() if name in resized], base, indexes)
     other = " (or a task's name in place of base_model"
     if not tokens:
         return f"{other})"
@@ -271,6 +268,14 @@ def _besides(facts: Sequence[_Fact], base: CheckpointIndex, indexes: Indexes) ->
         "tokenizer: union for the tokens of all"
     )
     return f"{other}, and output.files_from: TASK for its tokenizer); {rows}"
+
+
+def _by_row(resized: Sequence[TensorInfo], base: CheckpointIndex, indexes: Indexes) -> list[str]:
+    """Return the matrices that differ in the number of rows alone, and biases of these rows."""
+    tokens = [info for info in resized if _differs_in_rows(info.name, base, indexes)]
+    sizes = {info.shape[0] for info in tokens}
+    biases = [info for info in resized if info not in tokens and info.num_elements in sizes]
+    return [info.name for info in (*tokens, *biases)]
 
 
 def _differs_in_rows(name: str, base: CheckpointIndex, indexes: Indexes) -> bool:
