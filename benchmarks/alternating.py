@@ -267,11 +267,12 @@ def _skewed(found: Accuracies, counts: Sequence[int]) -> Iterator[str]:
             if not none:
                 continue
             last = _run(found, weights, method, rounds, LAST)
-            cells = [_spread(none), _spread(each), _spread(last), gain(each, last), gain(last, one)]
-            rows.append([f"`{method}`", str(rounds), *cells])
+            cells = [_spread(none), _spread(each), _spread(last)]
+            gains = [gain(last or each, none), gain(each, last), gain(last, one)]
+            rows.append([f"`{method}`", str(rounds), *cells, *gains])
         best = max((_run(found, weights, method, 1, "skewed", s) for s in SCALINGS), key=_mean)
         tuned.append(f"`{method}` {_spread(best)}")
-    yield table([*heads, "each over last", "last over one merge"], rows)
+    yield table([*heads, "last (K = 1: only) over none", "each over last", "last over one merge"], rows)
     yield f"One merge under the preference, with the best λ in hindsight: {', '.join(tuned)}."
 
 
