@@ -129,7 +129,7 @@ def at_once(family: Family, folder: Path) -> Iterator[Row]:
     for method, (preference, weights), scaling in product(METHODS, PREFERENCES.items(), (None, *SCALINGS)):
         row = {"run": "rounds", "method": method, "rounds": 1, "preference": preference}
         row |= {"scaling": scaling} if scaling else {}
-        yield row | {"right": family.right(_merged(family.base, tasks, method, weights, scaling))}
+        yield row | {"right": family.right(merge_changed(family.base, tasks, method, weights, scaling))}
 
 
 def in_rounds(family: Family, folder: Path, method: str, rounds: int) -> Iterator[Row]:
@@ -144,7 +144,7 @@ def in_rounds(family: Family, folder: Path, method: str, rounds: int) -> Iterato
     made = runs["uniform"] / "merged.rounds"
     start = _weights(made / str(rounds - 1) / "model")
     last = _all_weights(family, made / str(rounds) / "tasks")
-    merged = _merged(start, last, method, PREFERENCES["skewed"], None)
+    merged = merge_changed(start, last, method, PREFERENCES["skewed"], None)
     yield row | {"preference": LAST, "right": family.right(merged)}
     for run in runs.values():
         shutil.rmtree(run)
@@ -165,7 +165,7 @@ def _all_weights(family: Family, folder: Path) -> dict[str, Weights]:
     return {task: _weights(folder / task) for task in family.tasks}
 
 
-def _merged(
+def merge_changed(
     base: Weights, tasks: Mapping[str, Weights], method: str, weights: Sequence[float], scaling: float | None
 ) -> Weights:
     """Merge the tensors that a task changed, and leave the others as they are."""

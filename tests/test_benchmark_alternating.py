@@ -44,7 +44,7 @@ def test_tensors_that_no_task_changed_are_left_out_without_effect(method):
         name: base | {key: base[key] + torch.randn(base[key].shape) for key in ("learned", "other")}
         for name in "ab"
     }
-    found = alternating._merged(base, tasks, method, (0.7, 0.3), 0.5)
+    found = alternating.merge_changed(base, tasks, method, (0.7, 0.3), 0.5)
     whole = hm.merge_state_dicts(base, tasks, method={"name": method, "scaling": 0.5}, preference=[0.7, 0.3])
     assert found.keys() == whole.keys()
     assert all(torch.equal(found[name], whole[name]) for name in whole)
