@@ -300,7 +300,8 @@ QUESTIONS = (
     Question(
         "Is there a rule under a preference that beats the best rival in hindsight?",
         "No. `agreement`, the candidate, is ahead on digits alone, where it was designed, and behind on "
-        "definitions and sentiment.",
+        "definitions and sentiment. Rules that were tried besides: "
+        "[experiments_tried.md](experiments_tried.md).",
         "Lead of `agreement` among methods without training examples.",
         _of_the_best,
     ),

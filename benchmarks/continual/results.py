@@ -78,11 +78,11 @@ def measure(
         rows = _all_rows(bench, weights, pieces, known, only)
         rest = _extras(bench, pieces, known)
         compared = _compared(bench, weights, rows, known)
-    condensed = {key: row if isinstance(row, dict) else _condensed(bench, row) for key, row in rows.items()}
+    short = {key: row if isinstance(row, dict) else condensed(bench, row) for key, row in rows.items()}
     commits = sorted(pieces.commits | set(known.get("commits", ())))
     seen = {"num_statistics": family.num_statistics} if family.statistics else {}
     parts = {**parts_of(family.owners, bench.targets, base), "references": references}
-    return {**facts, **seen, **parts, "commits": commits, "rows": [*condensed.values()], **compared, **rest}
+    return {**facts, **seen, **parts, "commits": commits, "rows": [*short.values()], **compared, **rest}
 
 
 def _references(bench: Bench, pieces: Pieces, known: Mapping[str, Any]) -> Any:
@@ -338,7 +338,7 @@ def _estimation_errors(bench: Bench, weights: Mapping[str, Sequence[Weights]]) -
     }
 
 
-def _condensed(bench: Bench, row: Row) -> dict[str, Any]:
+def condensed(bench: Bench, row: Row) -> dict[str, Any]:
     """Return scores on held-out examples, those of each task too, and the coefficient of the meta sample."""
     right, chosen, by_task = [], [], []
     for target, trials in zip(bench.targets, row.trials, strict=True):
