@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int64, UInt8
+from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
 
 from hub_magmax.kernels.structures import FIRST_MARK, NOBODY, Contest
 
@@ -49,6 +49,15 @@ def on_grid(values: Float32[np.ndarray, "tasks count"], scale: float) -> Float64
     return rounded
 
 
+def mixed(rows: Shaped[np.ndarray, "tasks count"]) -> Int64[np.ndarray, " count"]:
+    """Return a code of each column of integers; different columns rarely have the same."""
+    codes = np.ones(rows.shape[1], np.int64)
+    for row in rows:
+        codes = (codes ^ row) * np.int64(0x9E3779B97F4A7C15 - 2**64)
+        codes ^= (codes.view(np.uint64) >> np.uint64(29)).view(np.int64)
+    return codes
+
+
 def compare(
     values: Float32[np.ndarray, "tasks count"], contest: Contest
 ) -> tuple[UInt8[np.ndarray, " count"], Int64[np.ndarray, " open"], Classes]:
@@ -61,10 +70,7 @@ def compare(
     places = np.flatnonzero(np.count_nonzero(reached, axis=0) > 1)
     some, exact = net.take(places, axis=1), values.take(places, axis=1) * np.float64(contest.scale)
     distances = np.where(reached.take(places, axis=1), some.max(axis=0, initial=-np.inf) - some, -1.0)
-    codes = np.ones(len(places), np.int64)
-    for row in distances.astype(np.int64):
-        codes = (codes ^ row) * np.int64(0x9E3779B97F4A7C15 - 2**64)
-        codes ^= (codes.view(np.uint64) >> np.uint64(29)).view(np.int64)
+    codes = mixed(distances.astype(np.int64))
     codes[(exact != grid.take(places, axis=1)).any(axis=0)] = 0
     return net.argmax(axis=0).astype(np.uint8), places, Classes(codes, distances)
 

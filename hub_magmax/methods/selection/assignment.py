@@ -27,7 +27,7 @@ from jaxtyping import Float32, Float64, Int64, UInt8
 from hub_magmax.kernels.backend import Backend
 from hub_magmax.kernels.randomness import CounterGenerator
 from hub_magmax.kernels.structures import FIRST_MARK
-from hub_magmax.kernels.winners import Classes, RuleOf, compare, on_grid
+from hub_magmax.kernels.winners import Classes, RuleOf, compare, mixed, on_grid
 from hub_magmax.methods.chunks import (
     ArrayChunks,
     Chunks,
@@ -35,9 +35,8 @@ from hub_magmax.methods.chunks import (
     blocks,
     check_task_count,
 )
-from hub_magmax.methods.draws import SHARE
 from hub_magmax.methods.selection.looks import MAX_CLASSES, Contest, Seen, look
-from hub_magmax.methods.selection.owners import MAX_TASKS, Draws, rename
+from hub_magmax.methods.selection.owners import MAX_TASKS, rename
 from hub_magmax.methods.selection.prices import (
     FAR,
     Box,
@@ -45,10 +44,11 @@ from hub_magmax.methods.selection.prices import (
     Prices,
     leaders,
     rough,
+    smallest,
     solve,
-    split,
     tied_masks,
 )
+from hub_magmax.methods.selection.sharing import share_out
 
 #: Tensors of up to this many numbers (tasks times elements) are read once and held.
 HELD_NUMBERS = 1 << 20
@@ -133,12 +133,14 @@ class _Stock:
 
     Attributes:
         values: Magnitudes.
+        times: Elements that have each column of these; none where each is one element.
         rows: Of classes, on the grid; −inf where a class cannot go.
         sizes: Elements of each class.
         quotas: What elements and classes sum to.
     """
 
-    values: Float32[np.ndarray, "tasks elements"]
+    values: Float32[np.ndarray, "tasks columns"]
+    times: Int64[np.ndarray, " times"]
     scale: float
     quotas: Int64[np.ndarray, " tasks"]
     backend: Backend
@@ -148,12 +150,20 @@ class _Stock:
     def seen(self, box: Box) -> Seen:
         num_tasks = len(self.quotas)
         contest = Contest(np.arange(num_tasks), self.scale, box, Classes.none(num_tasks))
-        return look(ArrayChunks(self.values, backend=self.backend), contest)
+        seen = look(ArrayChunks(self.values, backend=self.backend), contest)
+        if len(self.times):
+            counts = np.bincount(seen.owner, self.times, len(seen.counts)).astype(np.int64)
+            seen = replace(seen, counts=counts)
+        return seen
+
+    def elements(self, columns: Int64[np.ndarray, " some"]) -> Int64[np.ndarray, " some"]:
+        """Return how many elements have each of some columns."""
+        return self.times[columns] if len(self.times) else np.ones(len(columns), np.int64)
 
     def market(self, seen: Seen) -> Market:
         """Return what a look left open, with all classes."""
         values = np.concatenate((on_grid(seen.values, self.scale), self.rows), axis=1)
-        sizes = np.concatenate((np.ones(len(seen.places), np.int64), self.sizes))
+        sizes = np.concatenate((self.elements(seen.places), self.sizes))
         return Market(values, sizes, self.quotas - seen.counts[: len(self.quotas)])
 
     def solve(self, *start: Any) -> tuple[Prices, Prices] | None:
@@ -165,7 +175,7 @@ def _solve(
     chunks: Chunks, quotas: Int64[np.ndarray, " tasks"], sample: _Sample, rule_of: RuleOf | None
 ) -> tuple[Contest, Seen, _Stock, Prices]:
     """Return a look at all elements, what it left open, and prices at which the quotas can be met."""
-    prices, widths = _rough(sample.stock)
+    prices, widths = _rough(sample)
     if not sample.is_whole:
         solved = sample.stock.solve(prices, widths, sample.stock.quotas)
         assert solved is not None, "elements of a sample can go to every task"
@@ -183,6 +193,7 @@ def _solve(
             return _solve(chunks, quotas, replace(sample, stock=stock), rule_of)
         rest = _Stock(
             seen.values,
+            np.empty(0, np.int64),
             contest.scale,
             quotas - seen.counts[: len(quotas)],
             chunks.backend,
@@ -197,11 +208,11 @@ def _solve(
     raise AssertionError("everywhere, prices can be found")
 
 
-def _rough(stock: _Stock) -> tuple[Prices, Prices]:
+def _rough(sample: _Sample) -> tuple[Prices, Prices]:
     """Return prices that are right for a few of the elements, and how far they may be off."""
-    every = -(-stock.values.shape[1] // _FEW)
-    values = on_grid(stock.values[:, ::every], stock.scale)
-    quotas = np.rint(stock.quotas * (values.shape[1] / stock.values.shape[1])).astype(np.int64)
+    stock, total = sample.stock, len(sample.columns)
+    values = on_grid(stock.values[:, sample.columns[:: -(-total // _FEW)]], stock.scale)
+    quotas = np.rint(stock.quotas * (values.shape[1] / total)).astype(np.int64)
     return rough(values, quotas), np.full(len(values), np.rint(values.mean() / 16) + 1)
 
 
@@ -209,10 +220,14 @@ def _rough(stock: _Stock) -> tuple[Prices, Prices]:
 class _Sample:
     """Some elements of a tensor, or all of a small one, with quotas of their own.
 
-    `run`: how many in a row are neighbours.
+    Attributes:
+        stock: A column for each element, or for all that are alike where many are.
+        columns: That of each element.
+        run: How many in a row are neighbours.
     """
 
     stock: _Stock
+    columns: Int64[np.ndarray, " elements"]
     active: Int64[np.ndarray, " tasks"]
     is_whole: bool
     run: int
@@ -235,8 +250,27 @@ def _read_sample(
         largest = int(shares.argmax())
         shares[largest] += max(missing, 1 - int(shares[largest]))
     nothing = np.empty((len(active), 0)), np.empty(0, np.int64)
-    stock = _Stock(values, _scale(float(values.max())), shares, chunks.backend, *nothing)
-    return _Sample(stock, active, total == num_elements, length)
+    values, columns, times = _distinct(values)
+    stock = _Stock(values, times, _scale(float(values.max())), shares, chunks.backend, *nothing)
+    return _Sample(stock, columns, active, total == num_elements, length)
+
+
+def _distinct(
+    values: Float32[np.ndarray, "tasks elements"],
+) -> tuple[Float32[np.ndarray, "tasks columns"], Int64[np.ndarray, " elements"], Int64[np.ndarray, " times"]]:
+    """Return different columns, that of each element, and how many elements have each.
+
+    Rounded task vectors often have few. Of others the columns stay as they are, and nothing is counted.
+    """
+    codes, every = mixed(values.view(np.int32)), -(-values.shape[1] // _FEW)
+    if 2 * len(np.unique(codes[::every])) < len(codes[::every]):
+        _, first, columns, times = np.unique(
+            codes, return_index=True, return_inverse=True, return_counts=True
+        )
+        found = values.take(first, axis=1)
+        if np.array_equal(found.take(columns, axis=1), values):
+            return found, columns, times
+    return values, np.arange(len(codes)), np.empty(0, np.int64)
 
 
 def _scale(largest: float) -> float:
@@ -252,14 +286,16 @@ def _bound(sample: _Sample, prices: Prices, deviations: float, densities: Prices
     it, and so counts of the runs in a sample vary more.
     """
     stock, run = sample.stock, sample.run
-    total, num_tasks = stock.values.shape[1], len(prices)
+    total, num_tasks = len(sample.columns), len(prices)
     seen = stock.seen(Box(prices, np.zeros(num_tasks), np.zeros(num_tasks)))
     masks = tied_masks(on_grid(seen.values, stock.scale) - prices[:, None])
     ranks = np.empty(num_tasks, np.int64)
     for task, quota in enumerate(stock.quotas.tolist()):
         wins = seen.owner == task
         wins[seen.places] = masks >> task & 1
-        runs = np.add.reduceat(wins, np.arange(0, total, run), dtype=np.int64)[: total // run]
+        runs = np.add.reduceat(
+            wins[sample.columns] if len(stock.times) else wins, np.arange(0, total, run), dtype=np.int64
+        )[: total // run]
         spread = max(quota * (total - quota) / total, len(runs) * runs.var()) ** 0.5
         # The second term matters for small quotas: how far their counts spread is itself uncertain.
         ranks[task] = math.ceil(deviations * spread + deviations**2 / 2)
@@ -290,76 +326,43 @@ def _ranges(
     winner, _, leads = leaders(net)
     best, box, settled = net.max(axis=0, initial=-np.inf), Box.everywhere(prices), quotas - market.quotas
     for task, (row, quota, rank) in enumerate(zip(net, quotas.tolist(), ranks.tolist(), strict=True)):
-        won, lost = leads[(winner == task) & (leads > 0)], (best - row)[row < best]
-        above = int(settled[task]) + len(won)
-        level = above + len(row) - len(won) - len(lost)
+        won, lost = np.where(winner == task, leads, 0), best - row
+        above = int(settled[task] + market.sizes[won > 0].sum())
+        level = int(settled[task] + market.sizes[row == best].sum())
         if quota > rank:
-            box.up[task] = _ranked(won, above - (quota - rank))
+            box.up[task] = _ranked(won, market.sizes, above - (quota - rank))
         if quota + rank <= total:
-            box.down[task] = _ranked(lost, quota + rank - level - 1)
+            box.down[task] = _ranked(lost, market.sizes, quota + rank - level - 1)
     return box
 
 
-def _ranked(values: Float64[np.ndarray, " count"], place: int) -> float:
-    """Return the value at a place in ascending order, 0 before the first, almost infinite after the last."""
+def _ranked(
+    values: Float64[np.ndarray, " columns"], sizes: Int64[np.ndarray, " columns"], place: int
+) -> float:
+    """Return the positive value at a place in ascending order, 0 before all, almost infinite after all."""
     if place < 0:
         return 0.0
-    return float(np.partition(values, place)[place]) if place < len(values) else FAR / 2
+    return smallest(values, sizes, place + 1) if place < sizes[values > 0].sum() else FAR / 2
 
 
 def _classes(sample: _Stock, box: Box) -> Classes:
     """Return the most frequent classes of a sample."""
     contest = Contest(np.arange(len(box.prices)), sample.scale, box, Classes.none(len(box.prices)))
-    alike = compare(sample.seen(box).values, contest.as_arrays())[2]
-    codes, first, counts = np.unique(alike.codes, return_index=True, return_counts=True)
+    seen = sample.seen(box)
+    _, open_ones, alike = compare(seen.values, contest.as_arrays())
+    codes, first, inverse = np.unique(alike.codes, return_index=True, return_inverse=True)
+    counts = np.bincount(inverse, sample.elements(seen.places[open_ones]), len(codes))
     frequent = (-counts).argsort(kind="stable")[:MAX_CLASSES]
     frequent = np.sort(frequent[(counts[frequent] >= _MIN_CLASS) & (codes[frequent] != 0)])
     return Classes(codes[frequent], alike.distances[:, first[frequent]])
 
 
-# Step 5: single elements, classes of one task and classes of several each have a way of their own.
 def _share_out(seen: Seen, rest: _Stock, prices: Prices, chunks: Chunks, generator: CounterGenerator) -> bool:
     """Fill in winners of what was left open; say whether each is certainly best off with its own."""
-    num_tasks = len(prices)
-    last = rest.seen(Box(prices, np.zeros(num_tasks), np.zeros(num_tasks)))
+    last = rest.seen(Box(prices, np.zeros(len(prices)), np.zeros(len(prices))))
     seen.owner[seen.places] = last.owner
     places = seen.places[last.places]
-    market = rest.market(last)
-    masks = tied_masks(market.values - prices[:, None])
-    distinct, inverse = np.unique(masks, return_inverse=True)
-    counts = np.bincount(inverse, market.sizes, len(distinct)).astype(np.int64)
-    shares, crowded = split(distinct, counts, market.quotas)
-    assert crowded is None
-    inverse, of_class = inverse[: len(places)], inverse[len(places) :]
-    names = np.arange(256, dtype=np.uint8)
-    todo = []
-    for row, share in enumerate(shares):
-        members, marks = places[inverse == row], FIRST_MARK + np.flatnonzero(of_class == row)
-        takers = [(int(task), int(share[task])) for task in np.flatnonzero(share)]
-        if not takers:
-            continue
-        first = takers[0][0]
-        if len(takers) > 1 and len(marks):
-            names[marks] = marks[0]
-            seen.owner[members] = marks[0]
-            todo.append((int(marks[0]), takers))
-        else:
-            names[marks] = first
-            for task, count in takers[1:]:
-                order = generator.keys(members, SHARE + task).argsort()
-                seen.owner[members[order[:count]]] = task
-                members = np.sort(members[order[count:]])
-            seen.owner[members] = first
-    rename(seen.owner, names, chunks.backend)
-    names = np.arange(256, dtype=np.uint8)
-    draws = Draws(seen.owner, seen.owner, generator, chunks.backend, chunks.num_threads)
-    for mark, takers in todo:
-        left = sum(count for _, count in takers)
-        for task, count in takers[1:]:
-            draws.give(mark, count, left, stream=SHARE + task, mask=0, mark=task)
-            left -= count
-        names[mark] = takers[0][0]
-    rename(seen.owner, names, chunks.backend)
+    share_out(seen.owner, places, rest.market(last), prices, chunks, generator)
     net = last.values.astype(np.float64) - (prices / rest.scale)[:, None]
     own = np.take_along_axis(net, seen.owner[places].astype(np.int64)[None], axis=0)
     return not bool((net > own).any())

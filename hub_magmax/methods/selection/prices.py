@@ -230,7 +230,7 @@ def _descend(market: Market, prices: Prices, most: int = sys.maxsize) -> tuple[P
         if crowded.all():
             return None, True
         leads = net[crowded].max(axis=0) - net[~crowded].max(axis=0)
-        lead = _smallest(leads, sizes, -(-excess // caution))
+        lead = smallest(leads, sizes, -(-excess // caution))
         if lead >= FAR:
             return None, True
         prices[crowded] += lead
@@ -262,7 +262,7 @@ def tied_masks(net: Float64[np.ndarray, "tasks columns"]) -> Int64[np.ndarray, "
     return masks
 
 
-def _smallest(
+def smallest(
     leads: Float64[np.ndarray, " columns"], sizes: Int64[np.ndarray, " columns"], count: int
 ) -> float:
     """Return the lead of the element that comes at the place `count`, from one, among positive ones."""
