@@ -7,7 +7,7 @@ import pytest
 from hub_magmax.checkpoints.adapters.base_names import other_base
 from hub_magmax.errors import MismatchError
 from hub_magmax.merging.execution import merge
-from hub_magmax.pipeline import lock, plan
+from hub_magmax.pipeline import plan
 from hub_magmax.planning.findings.configs import config_findings
 from hub_magmax.planning.summary import describe, explain, notices
 from hub_magmax.recipe.loading import load_recipe
@@ -325,7 +325,7 @@ def test_a_doubted_name_is_settled_by_correcting_it(family):
     with pytest.raises(
         MismatchError, match=r"if only the name is wrong, correct `architectures` in the config"
     ):
-        lock(load_recipe(write_recipe(family)))
+        plan(load_recipe(write_recipe(family)))
     configure(family / "a", architectures=["BertForSequenceClassification"])
     assert merge(plan(load_recipe(write_recipe(family)))).notices == ()
 
