@@ -1,14 +1,19 @@
 """Records of merges on the Hub are the history that their folders are, and no weights are read for it."""
 
 import json
+import shutil
 
 import pytest
 
 import hub_magmax as hm
 from hub_magmax.analysis.merge_history import read_history
+from hub_magmax.checkpoints.pinning import read_small_file
+from hub_magmax.errors import SourceError
+from hub_magmax.fleet import merge_records
 from hub_magmax.pipeline import run
 from hub_magmax.publishing.pushing import push
 from hub_magmax.recipe.loading import load_recipe
+from hub_magmax.reporting.diagnosis import DIAGNOSIS_NAME
 from hub_magmax.studies import find_history
 from tests.classifiers import classifier_recipe, write_classifiers
 from tests.test_cli import call
@@ -64,3 +69,18 @@ def test_a_model_that_cannot_be_opened_is_left_out_and_named(folder, hub):
     models.write_text(json.dumps(["history-gone/model"]))
     with pytest.raises(hm.HubMagmaxError, match="history-gone/model"):
         find_history(str(models))
+
+
+def test_nothing_is_taken_of_a_model_one_of_whose_records_cannot_be_read(folder, monkeypatch):
+    shutil.copytree(folder / "even", folder / "torn")
+    models = folder / "models.json"
+    models.write_text(json.dumps(["even", "torn"]))
+    assert len(find_history(str(models)).merges) == 2
+
+    def read(source, name):
+        if source.label.endswith("torn") and name == DIAGNOSIS_NAME:
+            raise SourceError("the connection was lost")
+        return read_small_file(source, name)
+
+    monkeypatch.setattr(merge_records, "read_small_file", read)
+    assert find_history(str(models)) == read_history(folder / "even")

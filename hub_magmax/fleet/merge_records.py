@@ -55,7 +55,7 @@ def _copy_records(member: Member, place: Path) -> None:
     if member.problem is not None:
         raise member.problem
     with closing(open_model(member.key, member.revision)) as source:
-        place.mkdir()
-        for name in RECORDS:
-            if name in source.sizes:
-                (place / name).write_bytes(read_small_file(source, name))
+        found = {name: read_small_file(source, name) for name in RECORDS if name in source.sizes}
+    place.mkdir()
+    for name, content in found.items():
+        (place / name).write_bytes(content)
