@@ -31,7 +31,7 @@ from hub_magmax.cli import main
 from hub_magmax.errors import EvaluationError, NonFiniteError, OutputError, RecipeError
 from hub_magmax.evaluation.evaluators import Columns, make_evaluator
 from hub_magmax.evaluation.evaluators.loading import load_model
-from hub_magmax.files import code_digest
+from hub_magmax.files import code_digest, sha256_of
 from hub_magmax.processes import Processes
 from hub_magmax.recipe.loading import parse_recipe
 from hub_magmax.training import finetuning
@@ -336,6 +336,21 @@ def test_files_of_a_model_at_which_several_tasks_begin_are_hashed_once(folder, m
     assert hashed == ["a"]
     records = [json.loads((folder / task / "finetune_report.json").read_text()) for task in "ab"]
     assert records[0]["start"] == records[1]["start"]
+
+
+def test_files_of_a_start_that_change_between_two_tasks_are_hashed_again(folder):
+    weights = folder / "base" / "model.safetensors"
+
+    def change(line):
+        if line.startswith("training b"):
+            changed = {name: value + 1 for name, value in load_file(weights).items()}
+            save_file(changed, weights, metadata={"format": "pt"})
+
+    before = sha256_of(weights)
+    finetune(folder, {"steps": 1, "order": "from_base"}, report=change)
+    records = [json.loads((folder / task / "finetune_report.json").read_text()) for task in "ab"]
+    hashes = [record["start"]["model.safetensors"] for record in records]
+    assert hashes == [before, sha256_of(weights)] and hashes[0] != hashes[1]
 
 
 def test_the_guide_gives_a_base_model_its_head_and_trains_it(folder, monkeypatch):

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_magmax.checkpoints.identity import state_of
 from hub_magmax.checkpoints.locations import ModelPlace, location_of
 from hub_magmax.checkpoints.opening import open_source
 from hub_magmax.checkpoints.pinning import copied_files, copy_side_file, lock_source
@@ -159,8 +160,8 @@ class _TaskTrainer:
     processes: Processes
     report: Report
     progress: ProgressBar
-    #: Those that were hashed, by their names.
-    starts: dict[str, Start] = field(default_factory=dict)
+    #: Starts whose files were hashed, by name, each with the state of the files then.
+    starts: dict[str, tuple[Start, Sequence[Any]]] = field(default_factory=dict)
 
     def made(self, measuring: Measuring | None) -> tuple[Trained, ...]:
         """Train what is missing, all of whose examples are loaded first, and return all tasks."""
@@ -331,11 +332,12 @@ class _TaskTrainer:
         return Trained(task.name, task.model, True, record.loss, record.held_out, scores)
 
     def _start(self, task: Task) -> Start:
-        """Return what a task begins at; files of the start of several tasks are hashed once."""
-        name = start_name(self.recipe, task)
-        if name not in self.starts:
-            self.starts[name] = locked_start(self.recipe, task)
-        return self.starts[name]
+        """Return what a task begins at; files are hashed once for several tasks, unless they change."""
+        name, folder = start_name(self.recipe, task), self.recipe.folder
+        if name not in self.starts or self.starts[name][1] != state_of(self.starts[name][0].model, folder):
+            start = locked_start(self.recipe, task)
+            self.starts[name] = start, state_of(start.model, folder)
+        return self.starts[name][0]
 
     def _told(self, task: Task) -> Report:
         return lambda line: self.report(f"{task.name}: {line}")
