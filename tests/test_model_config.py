@@ -30,6 +30,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from hub_magmax.checkpoints.names.model_classes import tensors_of_class
 from hub_magmax.errors import MismatchError
 from hub_magmax.fleet.rebuilding import rebuild
 from hub_magmax.fleet.verifying import verify
@@ -264,6 +265,16 @@ def test_adapter_of_a_classifier_gives_its_head_by_the_rules_that_the_error_prop
     model = opened(AutoModelForSequenceClassification, merged(tmp_path, *rules))
     assert type(model) is BertForSequenceClassification and model.config.num_labels == 3
     assert torch.equal(model.classifier.weight.data, torch.ones(3, width))
+
+
+def test_code_of_a_checkpoint_is_not_asked_about(monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda text="": asked.append(text) or "n")
+    code = {"AutoModelForSequenceClassification": "someone/model--modeling.Model"}
+    config = {"model_type": "mamba", "num_hidden_layers": 1, "hidden_size": 8, "auto_map": code}
+    assert tensors_of_class(config, "AutoModelForSequenceClassification") == ("", frozenset())
+    assert tensors_of_class(config, "AutoModelForCausalLM")[0] == "MambaForCausalLM"
+    assert not asked
 
 
 def test_labels_without_names_are_counted(tmp_path):

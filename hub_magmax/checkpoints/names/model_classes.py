@@ -112,5 +112,7 @@ def _config_of(config: Mapping[str, Any]) -> Any | None:
     with suppress(Exception):
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        return CONFIG_MAPPING[config["model_type"]].from_dict(with_special_floats(config))
+        # Where `auto_map` is there, Auto classes ask at the terminal whether to run a checkpoint's code.
+        stated = {key: value for key, value in config.items() if key != "auto_map"}
+        return CONFIG_MAPPING[config["model_type"]].from_dict(with_special_floats(stated))
     return None
