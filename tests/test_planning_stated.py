@@ -46,6 +46,7 @@ SILENT = {
             }
         },
     ),
+    "infinities": ({"limit": [0.0, float("inf")]}, {"limit": [0.0, {"__float__": "Infinity"}]}),
     "rope's defaults": ({}, {"rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"}}),
     "neox's rope": (
         {"rotary_emb_base": 50000, "rotary_pct": 0.25},

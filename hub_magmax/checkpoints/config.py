@@ -120,7 +120,7 @@ def is_count(value: Any) -> bool:
 def with_special_floats(value: Any) -> Any:
     """Return a configuration with numbers for `{"__float__": "Infinity"}`, as transformers writes these."""
     if isinstance(value, Mapping):
-        if value.keys() == {"__float__"}:
+        if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
             return float(value["__float__"])
         return {key: with_special_floats(inner) for key, inner in value.items()}
     return [*map(with_special_floats, value)] if isinstance(value, list) else value

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from hub_magmax.checkpoints.config import CONFIG_NAME
+from hub_magmax.checkpoints.config import CONFIG_NAME, with_special_floats
 from hub_magmax.checkpoints.names.model_classes import as_loaded
 from hub_magmax.planning.findings.finding import Finding
 from hub_magmax.text import number_of, shown, shown_apart
@@ -103,7 +103,7 @@ def config_findings(contents: Mapping[str, Mapping[str, bytes]], files_from: str
 
 def _parsed(content: bytes) -> dict[str, Any] | None:
     try:
-        found = json.loads(content)
+        found = with_special_floats(json.loads(content))
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else {"": found}
