@@ -123,9 +123,17 @@ def test_no_rule_is_proposed_for_another_layout_of_the_same_numbers(tmp_path: Pa
 
 
 def test_biases_of_rows_are_matched_with_the_rows(tmp_path: Path) -> None:
-    rows = {n: {"embed.weight": torch.ones(n, 3), "head.bias": torch.ones(n)} for n in (8, 10)}
+    rows = {
+        n: {
+            "embed.weight": torch.ones(n, 3),
+            "final_logits_bias": torch.ones(1, n),
+            "head.bias": torch.ones(n),
+            "other.weight": torch.ones(2, n // 2),
+        }
+        for n in (8, 10)
+    }
     message = refused(write(tmp_path, base=rows[8] | BASE, one=moved(rows[10] | BASE)))
-    assert 'token_rows: ["embed.weight", "head.bias"]' in message
+    assert 'token_rows: ["embed.weight", "final_logits_bias", "head.bias"]' in message
 
 
 def test_no_rule_is_proposed_for_axes_in_another_order(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hub_magmax.checkpoints.index import (
     TensorInfo,
 )
 from hub_magmax.checkpoints.recognition import Refusal
+from hub_magmax.checkpoints.rows.vocabulary import num_rows
 from hub_magmax.checkpoints.stored_otherwise import part_of_one, unlike
 from hub_magmax.errors import MismatchError
 from hub_magmax.planning.fitting.globs import grouped, rules_for
@@ -274,7 +275,8 @@ def _by_row(resized: Sequence[TensorInfo], base: CheckpointIndex, indexes: Index
     """Return the matrices that differ in the number of rows alone, and biases of these rows."""
     tokens = [info for info in resized if _differs_in_rows(info.name, base, indexes)]
     sizes = {info.shape[0] for info in tokens}
-    biases = [info for info in resized if info not in tokens and info.num_elements in sizes]
+    vectors = [info for info in resized if info.shape and num_rows(info) == info.num_elements]
+    biases = [info for info in vectors if info not in tokens and info.num_elements in sizes]
     return [info.name for info in (*tokens, *biases)]
 
 
