@@ -195,11 +195,7 @@ def _other_format(listing: Listing) -> Refusal | None:
 def _pickled(listing: Listing) -> Refusal | None:
     pickles = pickles_among(listing.sizes)
     if not pickles:
-        what = f"a PEFT adapter ({ADAPTER_CONFIG_NAME}) without {ADAPTER_NAME}"
-        is_adapter = ADAPTER_CONFIG_NAME in listing.sizes
-        return (
-            Refusal(what, "both", "Download or copy the adapter again, completely.") if is_adapter else None
-        )
+        return None
     if all(PurePath(path).stem == "adapter_model" for path in pickles):
         return Refusal(
             f"a PEFT adapter with pickled weights ({pickles[0]}), which are never loaded",
@@ -216,6 +212,13 @@ def _pickled(listing: Listing) -> Refusal | None:
     )
 
 
+def _adapter_alone(listing: Listing) -> Refusal | None:
+    if ADAPTER_CONFIG_NAME not in listing.sizes:
+        return None
+    what = f"a PEFT adapter ({ADAPTER_CONFIG_NAME}) without {ADAPTER_NAME}"
+    return Refusal(what, "both", "Download or copy the adapter again, completely.")
+
+
 def _names_class(listing: Listing) -> bool:
     """Say whether config.json names a class of transformers; those of 2019 did not."""
     model_type, classes = stated_architecture(config_values(read_config(listing), listing.label))
@@ -228,6 +231,7 @@ WITHOUT_WEIGHTS: tuple[Callable[[Listing], Refusal | None], ...] = (
     _folders,
     _other_format,
     _pickled,
+    _adapter_alone,
 )
 
 
