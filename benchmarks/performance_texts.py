@@ -72,7 +72,7 @@ here mergekit 0.1.5 merges the Llamas; it asks for a pooler that `BertForMaskedL
 load `CLIPModel`. Of 0.25B, the rows of `della` (half the time now) and `arcee_fusion` (less memory) are of
 before that. `arcee_fusion` takes longer, and more memory, here than in mergekit at 1B, and less time at
 0.25B; it finds exact quartiles, where mergekit draws a million elements. At 1B other work took most of the
-machine (load 10 to 18) for all but `average` and `ties`: their seconds are too many, for both.
+machine (load 10 to 18) for all but `ties`: seconds are too many, ours and mergekit's.
 """
 
 PROCESSES = """## Two processes
