@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from benchmarks.tiny_models import ARCHITECTURES
 from hub_magmax.errors import MismatchError
@@ -125,6 +125,14 @@ def test_head_without_the_added_rows_is_refused(tmp_path):
     write_adapter(tmp_path / "a", {EMBEDDING: resized(model, 70)[EMBEDDING]})
     reason = rf"'{re.escape(EMBEDDING)}' has 70 rows, 6 for added tokens, and '{re.escape(HEAD)}' has not"
     with pytest.raises(MismatchError, match=reason):
+        lock(recipe_of(tmp_path, "a"))
+
+
+def test_biases_of_logits_without_the_added_rows_are_refused(tmp_path):
+    model, weights = write_base(tmp_path / "base"), tmp_path / "base" / "model.safetensors"
+    save_file(load_file(weights) | {"final_logits_bias": torch.zeros(1, 64)}, weights)
+    write_adapter(tmp_path / "a", resized(model, 70))
+    with pytest.raises(MismatchError, match="'final_logits_bias' has not"):
         lock(recipe_of(tmp_path, "a"))
 
 

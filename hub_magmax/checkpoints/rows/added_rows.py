@@ -15,13 +15,13 @@ from hub_magmax.checkpoints.config import counts_at, stated_config
 from hub_magmax.checkpoints.index import CheckpointIndex
 from hub_magmax.checkpoints.pinning import read_small_file
 from hub_magmax.checkpoints.rows.token_rows import with_token_rows
-from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, read_vocabulary
+from hub_magmax.checkpoints.rows.vocabulary import TOKENIZER_NAME, num_rows, read_vocabulary
 from hub_magmax.checkpoints.source import TensorSource
 from hub_magmax.errors import MismatchError
 from hub_magmax.text import listed, shown
 
 #: Parts of the names of tensors with a row per token.
-_PER_TOKEN = re.compile(r"embed|wte|shared|head|decoder|predictions|output|proj_out|lm_")
+_PER_TOKEN = re.compile(r"embed|wte|shared|head|decoder|predictions|output|proj_out|lm_|final_logits")
 
 
 def find_added_rows(
@@ -71,7 +71,7 @@ def _refuse_partial(
     lacking = [
         other
         for other in index.tensors.keys() - rows.keys()
-        if index.tensors[other].shape[:1] in {(size,) for size in sizes} and _PER_TOKEN.search(other)
+        if _PER_TOKEN.search(other) and index.tensors[other].shape and num_rows(index.tensors[other]) in sizes
     ]
     if lacking or len({*rows.values()}) > 1:
         others = listed([*map(shown, sorted(lacking) or list(rows)[1:])], 3)
