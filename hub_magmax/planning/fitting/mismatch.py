@@ -275,9 +275,13 @@ def _by_row(resized: Sequence[TensorInfo], base: CheckpointIndex, indexes: Index
     """Return the matrices that differ in the number of rows alone, and biases of these rows."""
     tokens = [info for info in resized if _differs_in_rows(info.name, base, indexes)]
     sizes = {info.shape[0] for info in tokens}
-    vectors = [info for info in resized if info.shape and num_rows(info) == info.num_elements]
-    biases = [info for info in vectors if info not in tokens and info.num_elements in sizes]
+    biases = [info for info in resized if info not in tokens and _length(info) in sizes]
     return [info.name for info in (*tokens, *biases)]
+
+
+def _length(info: TensorInfo) -> int | None:
+    """Return the number of rows of a tensor whose rows have one element each; None of others."""
+    return info.num_elements if info.shape and num_rows(info) == info.num_elements else None
 
 
 def _differs_in_rows(name: str, base: CheckpointIndex, indexes: Indexes) -> bool:
