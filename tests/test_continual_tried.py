@@ -24,7 +24,6 @@ USUAL = [case for case in CASES if case not in ("very different scales", "subnor
         ({}, {"method": "agreement"}),
         (tried.TIES, {"method": "ties"}),
         (tried.TIES | {"density": 0.5}, {"method": "ties", "density": 0.5}),
-        ({"ties": 1.0}, {"method": "ties"}),
     ],
     ids=lambda value: str(value.get("method", "")),
 )
@@ -47,6 +46,17 @@ def test_between_by_hand():
     norms = vectors.norm(dim=1)
     expected = (vectors / norms[:, None]).mean(0) * norms.mean()
     torch.testing.assert_close(one_length, expected)
+
+
+@pytest.mark.parametrize("case", USUAL)
+def test_half_is_the_mean_of_two_methods(case):
+    vectors = CASES[case]
+    for preference in preferences(len(vectors)):
+        found, *parts = (
+            merge_tensors(vectors, method=method, preference=preference)
+            for method in ("tried_half", "agreement", "ties")
+        )
+        torch.testing.assert_close(found, sum(parts) / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_projections_are_those_of_every_task_with_a_weight():

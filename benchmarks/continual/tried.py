@@ -71,7 +71,6 @@ def between(
     lowering: Share = 1.0,
     restoring: Share = 0.0,
     lengths: Annotated[float, Field(ge=-1, le=1)] = 0.0,
-    ties: Share = 0.0,
 ) -> Tensor:
     """Merge one tensor by a rule with `average`, `agreement` and `ties` among its special cases.
 
@@ -90,7 +89,6 @@ def between(
         lowering: 1 as `agreement` does.
         restoring: 1 as `ties` does: what one task alone changes is not less for that.
         lengths: 1 for task vectors of the same length in each tensor.
-        ties: Share of `ties` with its defaults in a mean with this rule.
     """
     flattened, used = vectors.reshape(len(vectors), -1), np.flatnonzero(preference)
     flat = torch.tensor([weight**flattening if weight else 0.0 for weight in preference])
@@ -104,10 +102,14 @@ def between(
     elected = (weights[:, None] * (torch.sign(kept) == sign)).sum(0).clamp(min=1e-30)
     agreeing = (larger - smaller) / (larger + smaller).clamp(min=1e-30)
     merged = sign * (larger - opposing * smaller) * agreeing**lowering / elected**restoring
-    if ties:
-        own = between(vectors, preference=preference, **TIES)
-        merged = (1 - ties) * merged + ties * own.reshape(-1)
     return merged.reshape(vectors.shape[1:])
+
+
+@merge_method("tried_half", source="hub_magmax", scaling=0.8, uses=preferred)
+def half(vectors: Tensor, *, preference: tuple[float, ...]) -> Tensor:
+    """Return the mean of what `agreement` and `ties` make of the task vectors, both with their defaults."""
+    merged: Tensor = between(vectors, preference=preference) + between(vectors, preference=preference, **TIES)
+    return merged / 2
 
 
 def _trimmed(vectors: Tensor, density: float) -> Tensor:
@@ -147,7 +149,7 @@ RULES: Mapping[str, Method] = {
     "`tunable_magmax`, top-n": measuring.TOP_N,
     "`average` under w^.25": _between(lowering=0.0),
     "`agreement`, divided by the weight of the larger side, as `ties` does": _between(restoring=1.0),
-    "half `agreement`, half `ties`": _between(ties=0.5),
+    "half `agreement`, half `ties`": Method(name="tried_half"),
     "`agreement`, equal weights": _between(flattening=0.0),
     "`agreement`, trimmed to a fifth": _between(density=0.2),
     "`agreement`, trimmed to a fifth and divided by that weight": _between(density=0.2, restoring=1.0),
@@ -243,25 +245,23 @@ class Tried:
 
 def compared(families: Sequence[Mapping[str, Any]]) -> list[Tried]:
     """Return the rules that were measured, those on all data sets first, and the nearest to the rivals."""
-    found = []
-    for name in RULES:
-        parts = {data: own for data in SEEDS if (own := _with(families, data, name))}
-        if parts:
-            leads = {
-                (data, measure): _leads(own, name, measure)
-                for data, own in parts.items()
-                for measure in MEASURES
-            }
-            found.append(
-                Tried(
-                    name,
-                    {column: both[0] for column, both in leads.items()},
-                    {column: both[1] for column, both in leads.items()},
-                    {data: len(own) for data, own in parts.items()},
-                    {data: SCALINGS[rows.hindsight(own, _key(own, name))] for data, own in parts.items()},
-                )
-            )
+    found = [tried for name in RULES if (tried := _tried(families, name)).num_seeds]
     return sorted(found, key=lambda one: (-len(one.num_seeds), -one.least))
+
+
+def _tried(families: Sequence[Mapping[str, Any]], name: str) -> Tried:
+    """Return what was measured of a rule, on every data set of which there is something."""
+    parts = {data: own for data in SEEDS if (own := _with(families, data, name))}
+    leads = {
+        (data, measure): _leads(own, name, measure) for data, own in parts.items() for measure in MEASURES
+    }
+    return Tried(
+        name,
+        {column: both[0] for column, both in leads.items()},
+        {column: both[1] for column, both in leads.items()},
+        {data: len(own) for data, own in parts.items()},
+        {data: SCALINGS[rows.hindsight(own, _key(own, name))] for data, own in parts.items()},
+    )
 
 
 def _with(families: Sequence[Mapping[str, Any]], data: str, name: str) -> list[Mapping[str, Any]]:
@@ -301,17 +301,18 @@ def rules_table(found: Sequence[Tried]) -> str:
     return table(["rule", "least lead", *heads, "best λ", "seeds"], body)
 
 
+def _seeds(families: Sequence[Mapping[str, Any]], data: str) -> str:
+    return f"{data} {', '.join(str(one['seed']) for one in _with(families, data, RIVALS[0]))}"
+
+
 def page(families: Sequence[Mapping[str, Any]]) -> str:
     """Return the page."""
     found = compared(families)
     others = [one for one in found if one.name not in RIVALS]
     full = [one for one in others if len(one.num_seeds) == len(SEEDS)]
     winners = [one.name for one in full if one.least > 0]
-    seeds = "; ".join(
-        f"{data} {', '.join(str(one['seed']) for one in _with(families, data, RIVALS[0]))}" for data in SEEDS
-    )
     return TEXT.format(
-        seeds=seeds,
+        seeds="; ".join(_seeds(families, data) for data in SEEDS),
         scalings=", ".join(f"{scaling:g}" for scaling in SCALINGS),
         num=len(others),
         num_full=len(full),
