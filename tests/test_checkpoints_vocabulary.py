@@ -342,6 +342,14 @@ def test_globs_must_name_tensors_with_rows(folder, globs, error, reason):
         plan(recipe_of(folder, token_rows=globs))
 
 
+@pytest.mark.parametrize("vocabulary", [None, {0: "x"}], ids=["without tokenizer", "with tokenizer"])
+def test_a_task_without_axes_where_rows_are_expected_is_named(vocabulary):
+    scalar = MemorySource.from_tensors(tensors_of([1]) | {"head.bias": torch.tensor(1.0)}, "./a")
+    vocabularies = {"base_model": {0: "x"}, "a": vocabulary}
+    with pytest.raises(MismatchError, match=r"^\./a: tensor 'head\.bias' has no rows"):
+        with_token_rows({"base_model": source([1]), "a": scalar}, vocabularies, "base_model", ["head.bias"])
+
+
 def test_tokenizer_of_the_base_model_is_needed(folder):
     (folder / "base" / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"\./base: there is no tokenizer\.json"):

@@ -63,11 +63,13 @@ def with_token_rows(
     Raises:
         CheckpointError: If the target or the base model has no tokenizer.
         RecipeError: If a glob matches no tensor of the target.
-        MismatchError: If a source has no tokenizer, and another number of rows than the base model.
+        MismatchError: If a tensor has no rows of floating point, or if a source has no tokenizer, and another
+            number of rows than the base model.
     """
     require_tokenizers(sources, vocabularies, ("base_model", target))
     names = _matched(sources[target], globs)
     for name, source in sources.items():
+        _check_rows(source, names, is_target=name == target)
         if vocabularies[name] is None:
             _check_borrowed(source, sources["base_model"], names)
     known = {name: found or vocabularies["base_model"] or {} for name, found in vocabularies.items()}
@@ -117,15 +119,18 @@ def _matched(source: TensorSource, globs: Sequence[str]) -> tuple[str, ...]:
                 expected=f"a glob over names such as {min(tensors)!r}",
                 hint="A head that is tied to the embedding has its rows; leave its line out.",
             )
-    found = tuple(name for name in tensors if any(fnmatchcase(name, glob) for glob in globs))
-    for name in found:
-        if not tensors[name].shape or tensors[name].dtype not in MERGEABLE_DTYPES:
+    return tuple(name for name in tensors if any(fnmatchcase(name, glob) for glob in globs))
+
+
+def _check_rows(source: TensorSource, names: Iterable[str], *, is_target: bool) -> None:
+    for name in names:
+        info = source.index.tensors.get(name)
+        if info and (not info.shape or (is_target and info.dtype not in MERGEABLE_DTYPES)):
             raise MismatchError(
                 f"tensor {shown(name)} has no rows of floating point",
                 where=source.label,
                 hint="Leave it out of token_rows.",
             )
-    return found
 
 
 def _check_borrowed(source: TensorSource, base: TensorSource, names: Iterable[str]) -> None:
