@@ -28,7 +28,7 @@ def check_types(sources: Mapping[str, LockedSource]) -> None:
     Models of different types can have tensors of the same names and shapes (llama and mistral, say).
     """
     values = {name: (source.model_type or "",) for name, source in sources.items()}
-    _check("model_type", sources, values, _type, "Check that it was fine-tuned from this base model; if only")
+    _check("model_type", sources, values, _type, "Check that it was fine-tuned from this base model")
 
 
 def check_heads(sources: Mapping[str, LockedSource], rules: Sequence[TensorRule]) -> None:
@@ -40,7 +40,7 @@ def check_heads(sources: Mapping[str, LockedSource], rules: Sequence[TensorRule]
     """
     if not takes_any(rules):
         values = {name: source.architectures for name, source in sources.items()}
-        advice = "If the models differ in their heads only, say under `tensors` which head to keep; if only"
+        advice = "If the models differ in their heads only, say under `tensors` which head to keep"
         _check("architectures", sources, values, _heads, advice)
 
 
@@ -77,5 +77,6 @@ def _check(
                 f"`{key}` is {', '.join(values[name])}, and {theirs}",
                 where=f"{sources[name].label}, config.json",
                 expected="checkpoints of one architecture",
-                hint=f"{advice} the name is wrong, correct `{key}` in the config.json that is wrong.",
+                hint=f"{advice}; if only the name is wrong, correct `{key}` in the config.json "
+                "that is wrong.",
             )
